@@ -1,0 +1,154 @@
+"""What a merge can ask the device to do, as plain data.
+
+A merge method yields measurements and returns a combination, all of them made of the classes below. It never sees a
+tensor, and this file imports no torch: a plan can be made, printed and checked on a machine that has none.
+
+Each class names one operation. Its arithmetic is defined by the torch twin in `torch_ops/`; every other backend gives
+the same bits. Letters: M models (a base is extra), N elements of the tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TypeAlias
+
+HASH_RANGE = 1 << 32
+"""The counter hash gives integers in [0, HASH_RANGE)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Names one stream of random numbers: one per use, seed, output tensor and model.
+
+    The number of element i is a hash of i under this key, so it depends on nothing else: no device, tile or order.
+    """
+
+    text: str
+
+    @classmethod
+    def of(cls, use: str, seed: int, tensor: str, model: int) -> Key:
+        """The key of `model` (its position in the config) at the output tensor `tensor`."""
+        return cls(f"{use}\0{seed}\0{tensor}\0{model}")
+
+    def words(self, block: int) -> tuple[int, int]:
+        """Two 32-bit hash keys for the elements [block · 2³², (block + 1) · 2³²).
+
+        Cheap hashes correlate between keys that differ in few bits, so a cryptographic one spreads them.
+        """
+        digest = sha256(f"{self.text}\0{block}".encode()).digest()
+        return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Keep the largest magnitudes: all |δ| above `magnitude`, and of those equal to it the ones whose hash is at most
+    `hash_cut`. With the values that `KthMagnitudes` gives, exactly k elements are kept.
+
+    Source: Yadav et al. 2023, arXiv:2306.01708 (TIES).
+    """
+
+    magnitude: float
+    """The k-th largest |δ|, exact in float32. Infinity keeps nothing."""
+    hash_cut: int
+    """HASH_RANGE - 1 keeps all elements whose magnitude is equal."""
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Keep each element with a probability, by its counter hash: kept if hash < threshold.
+
+    Source: Yu et al. 2023, arXiv:2311.03099 (DARE).
+    """
+
+    threshold: int
+    """Keep probability · 2³², rounded: 0 drops all, 2³² keeps all."""
+    key: Key
+
+    @classmethod
+    def keeping(cls, density: float, key: Key) -> Drop:
+        """Keep each element with the probability `density`, cut to [0, 1]."""
+        return cls(round(min(max(density, 0.0), 1.0) * HASH_RANGE), key)
+
+
+Mask: TypeAlias = Trim | Drop | None
+"""Which elements of one delta take part; None: all of them."""
+
+
+# Measurements: a pass or a few over the inputs, small statistics out.
+
+
+@dataclass(frozen=True, slots=True)
+class Gram:
+    """All dot products of the inputs, or of their deltas where there is a base.
+
+    Gives a symmetric M × M list of lists of float64.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class KthMagnitudes:
+    """For each delta the k-th largest magnitude, with the hash that decides among its equals.
+
+    Gives M `Trim`s that keep exactly k elements each. k = N gives None (nothing to trim), k = 0 a Trim that keeps
+    nothing.
+    """
+
+    kept: tuple[int, ...]
+    """[M] k of each delta, 0 ≤ k ≤ N."""
+    keys: tuple[Key, ...]
+    """[M]"""
+
+
+@dataclass(frozen=True, slots=True)
+class MagnitudeSums:
+    """For each delta (Σ|δ|, Σ|δ| over the elements that its mask keeps), as float64."""
+
+    masks: tuple[Mask, ...]
+    """[M]"""
+
+
+Measure: TypeAlias = Gram | KthMagnitudes | MagnitudeSums
+
+
+# Combinations: one pass over the inputs, the output tensor out, rounded once.
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The only input as it is, cast to the output dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedSum:
+    """Σ wᵢ xᵢ, or base + Σ wᵢ (xᵢ - base) where there is a base."""
+
+    weights: tuple[float, ...]
+    """[M]"""
+
+
+@dataclass(frozen=True, slots=True)
+class Consensus:
+    """base + λ · combined deltas, each δᵢ = xᵢ - base first masked, then multiplied by its rescale and weight.
+
+    Without election the deltas are summed (and divided by Σ weights if `normalize`). With it, each element elects the
+    sign of its weighted sum (zero counts as plus) and only the deltas of that sign are summed (and divided by the sum
+    of their weights; zero deltas have no sign and no vote).
+
+    Source: Yadav et al. 2023, arXiv:2306.01708, §4.2.
+    """
+
+    weights: tuple[float, ...]
+    """[M]"""
+    masks: tuple[Mask, ...]
+    """[M]"""
+    rescales: tuple[float, ...]
+    """[M] factors that make up for what the masks took; 1 for none."""
+    elect: bool
+    normalize: bool
+    scale: float
+    """λ"""
+
+
+Combine: TypeAlias = Copy | WeightedSum | Consensus

@@ -1,0 +1,1 @@
+"""mergecore merges the weights of language models."""

@@ -1,0 +1,61 @@
+"""The methods that are known, by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, Literal
+
+from mergecore.errors import ConfigError
+from mergecore.methods.method import Combine, Method, Params, Recipe, Target
+
+_METHODS: dict[str, Method] = {}
+
+
+def method(
+    name: str,
+    *,
+    params: type[Params],
+    example: Params,
+    paper: str,
+    space: Literal["weights", "deltas"],
+    base: Literal["required", "optional", "ignored"],
+    models: tuple[int, int | None],
+    measures: str | None = None,
+    missing: Literal["merge", "keep_single", "error"] = "merge",
+) -> Callable[[Callable[[Any, Target], Recipe | Combine]], Callable[[Any, Target], Recipe | Combine]]:
+    """Register a recipe as the merge method `name`. The arguments are the fields of `Method`."""
+
+    def register(recipe: Callable[[Any, Target], Recipe | Combine]) -> Callable[[Any, Target], Recipe | Combine]:
+        if name in _METHODS:
+            raise ValueError(f"the merge method `{name}` is defined twice")
+        _METHODS[name] = Method(
+            name=name,
+            recipe=recipe,
+            params=params,
+            paper=paper,
+            space=space,
+            base=base,
+            models=models,
+            measures=measures,
+            missing=missing,
+            example=example,
+        )
+        return recipe
+
+    return register
+
+
+def names() -> list[str]:
+    """All known methods, sorted."""
+    return sorted(_METHODS)
+
+
+def get(name: str, where: str = "") -> Method:
+    """The method called `name`. Raises ConfigError, with the names there are, if there is none."""
+    found = _METHODS.get(name)
+    if found is None:
+        close = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean `{close[0]}`?" if close else f"the methods are: {', '.join(names())}"
+        raise ConfigError.at(where, f"`{name}` is not a merge method", hint)
+    return found
