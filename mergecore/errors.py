@@ -13,6 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class MergeError(Exception):
         self.problems = problems
 
     @classmethod
-    def at(cls, where: object, what: str, hint: str = "") -> MergeError:
+    def at(cls, where: object, what: str, hint: str = "") -> Self:
         """The error for a single problem."""
         return cls(Problem(str(where), what, hint))
 

@@ -19,6 +19,7 @@ class DareLinearParams(SparseParams):
     base="required",
     models=(1, None),
     measures="the sums of magnitudes before and after the drop",
+    random=True,
 )
 def dare_linear(p: DareLinearParams, target: Target) -> Recipe:
     """Keeps each element of a delta with the probability `density`, rescales what is kept and adds the deltas up.

@@ -20,6 +20,7 @@ class DareTiesParams(SparseParams):
     base="required",
     models=(1, None),
     measures="the sums of magnitudes before and after the drop",
+    random=True,
 )
 def dare_ties(p: DareTiesParams, target: Target) -> Recipe:
     """Keeps each element of a delta with the probability `density`, rescales what is kept, elects the sign of each

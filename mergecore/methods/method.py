@@ -64,9 +64,13 @@ class Target:
     """In space "weights": which of the inputs is the base model, if one is."""
     seed: int
 
-    def keys(self, use: str) -> tuple[Key, ...]:
-        """[M] random streams for `use`, one per input."""
+    def random_keys(self, use: str) -> tuple[Key, ...]:
+        """[M] streams of random numbers, one per input, that the seed decides."""
         return tuple(Key.of(use, self.seed, self.name, model) for model in self.models)
+
+    def fixed_keys(self, use: str) -> tuple[Key, ...]:
+        """[M] streams of random numbers, one per input, that are the same in every run."""
+        return tuple(Key.of(use, 0, self.name, model) for model in self.models)
 
 
 Recipe: TypeAlias = Generator[Measure, Any, Combine]
@@ -92,6 +96,8 @@ class Method:
     """What is measured before the tensors are combined; None: nothing, the inputs are read once."""
     missing: Literal["merge", "keep_single", "error"]
     """An optional tensor that some inputs lack: merge those that have it, copy it if only one has it, or fail."""
+    random: bool
+    """Whether the result depends on the seed."""
     example: Params
 
     @property

@@ -6,8 +6,10 @@ import difflib
 from collections.abc import Callable
 from typing import Any, Literal
 
+from mergecore_kernels.operations import Combine
+
 from mergecore.errors import ConfigError
-from mergecore.methods.method import Combine, Method, Params, Recipe, Target
+from mergecore.methods.method import Method, Params, Recipe, Target
 
 _METHODS: dict[str, Method] = {}
 
@@ -23,6 +25,7 @@ def method(
     models: tuple[int, int | None],
     measures: str | None = None,
     missing: Literal["merge", "keep_single", "error"] = "merge",
+    random: bool = False,
 ) -> Callable[[Callable[[Any, Target], Recipe | Combine]], Callable[[Any, Target], Recipe | Combine]]:
     """Register a recipe as the merge method `name`. The arguments are the fields of `Method`."""
 
@@ -39,6 +42,7 @@ def method(
             models=models,
             measures=measures,
             missing=missing,
+            random=random,
             example=example,
         )
         return recipe

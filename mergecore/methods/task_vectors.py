@@ -35,7 +35,7 @@ def trims(p: SparseParams, target: Target) -> Generator[Measure, Any, tuple[Mask
     kept = tuple(_kept(density, target.n) for density in p.density)
     if all(k == target.n for k in kept):
         return (None,) * len(kept)
-    masks: tuple[Trim | None, ...] = yield KthMagnitudes(kept, target.keys("trim"))
+    masks: tuple[Trim | None, ...] = yield KthMagnitudes(kept, target.fixed_keys("trim"))
     return masks
 
 
@@ -49,7 +49,7 @@ def drops(p: SparseParams, target: Target) -> tuple[Mask, ...]:
     """Random masks that keep each element with the probability `density`."""
     return tuple(
         None if density >= 1 else Drop.keeping(density, key)
-        for density, key in zip(p.density, target.keys("drop"), strict=True)
+        for density, key in zip(p.density, target.random_keys("drop"), strict=True)
     )
 
 

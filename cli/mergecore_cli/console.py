@@ -1,0 +1,122 @@
+"""The only file that prints. Data goes to stdout, talk to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from mergecore.errors import MergeError
+
+quiet = False
+"""Set by `-q`: nothing is said but errors."""
+verbose = False
+"""Set by `-v`: details are told, and defects show their traceback."""
+
+
+@cache
+def out() -> Console:
+    """For data: what a program may want to read."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True, highlight=False)
+
+
+@cache
+def err() -> Console:
+    """For talk."""
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def data(content: Any) -> None:
+    """A table or a text, to stdout."""
+    out().print(content)
+
+
+def data_json(content: Any) -> None:
+    """To stdout, for programs."""
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def talk(text: str) -> None:
+    """One line, unless `-q`."""
+    if not quiet:
+        err().print(text, markup=False)
+
+
+def detail(text: str) -> None:
+    """One line, with `-v`."""
+    if verbose:
+        err().print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """One line that the user should see, unless `-q`."""
+    if not quiet:
+        err().print("[yellow]warning:[/yellow] ", end="")
+        err().print(text, markup=False)
+
+
+def fail(error: MergeError) -> None:
+    """All problems of an error, each with its hint."""
+    for problem in error.problems:
+        err().print("[bold red]error:[/bold red] ", end="")
+        err().print(str(problem), markup=False)
+        if problem.hint:
+            err().print("[cyan]hint:[/cyan] ", end="")
+            err().print(problem.hint, markup=False)
+
+
+def gigabytes(n_bytes: float) -> str:
+    """`8.80 GB`, or `15.9 MB` below a tenth of one. GB is 10⁹ bytes."""
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
+
+
+class ByteProgress:
+    """A bar over the bytes written, with GB/s read and written and the time left. Shows nothing until `begin`."""
+
+    def __init__(self, bar: Progress | None) -> None:
+        self._bar = bar
+        self._began = 0.0
+        self._moved = 0
+
+    def begin(self, total_bytes: int) -> None:
+        """Show the bar. `total_bytes` will be written."""
+        self._began = time.monotonic()
+        if self._bar is not None:
+            self._bar.add_task("", total=total_bytes, rate="")
+            self._bar.start()
+
+    def advance(self, read: int, written: int) -> None:
+        """So many bytes have been read and written since the last call."""
+        if self._bar is None:
+            return
+        self._moved += read + written
+        rate = self._moved / 1e9 / max(time.monotonic() - self._began, 1e-3)
+        self._bar.update(self._bar.task_ids[0], advance=written, rate=f"{rate:.2f} GB/s")
+
+
+@contextmanager
+def byte_progress() -> Iterator[ByteProgress]:
+    """A progress bar on a terminal; silent elsewhere and with `-q`."""
+    if quiet or not err().is_terminal:
+        yield ByteProgress(None)
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), DownloadColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    bar = Progress(*columns, console=err(), transient=True)
+    try:
+        yield ByteProgress(bar)
+    finally:
+        bar.stop()

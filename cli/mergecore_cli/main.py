@@ -1,0 +1,62 @@
+"""`mergecore`: the commands, and the one place where errors become messages and exit codes.
+
+Imports neither torch nor the merging code: each command does so when it runs, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mergecore_cli import console
+from mergecore_cli.eval import eval_
+from mergecore_cli.merge import merge
+from mergecore_cli.methods import methods
+from mergecore_cli.plan import plan
+
+app = typer.Typer(
+    help="Merge the weights of language models: mergekit configs in, a Hugging Face model folder out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("merge")(merge)
+app.command("plan")(plan)
+app.command("methods")(methods)
+app.command("eval")(eval_)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        console.data(f"mergecore {version('mergecore-triton')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Options of all commands."""
+
+
+def main() -> None:
+    """Run the command line. Exit code 0: done; 1: the merge failed; 2: wrong usage or config."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        console.talk("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.exit(0)
+    except Exception as error:
+        from mergecore.errors import MergeError
+
+        if not isinstance(error, MergeError):
+            raise
+        console.fail(error)
+        sys.exit(error.exit_code)

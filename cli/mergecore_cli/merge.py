@@ -1,0 +1,120 @@
+"""`mergecore merge`: carry out a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from mergecore_cli import console
+from mergecore_cli.options import AllowCrimes, ConfigFile, Quiet, Seed, ShardSize, Strict, Verbose
+from mergecore_cli.plan import print_plan, tell_plan
+
+if TYPE_CHECKING:
+    from mergecore.api import Result
+    from mergecore.plan.plan import Plan
+
+_Hidden = typer.Option(hidden=True)
+
+
+def merge(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Argument(help="The folder to write the merged model to.", metavar="OUT")],
+    device: Annotated[Optional[str], typer.Option(help="Where to compute: cpu, cuda, cuda:1.  [default: cpu]")] = None,
+    cuda: Annotated[bool, typer.Option("--cuda/--no-cuda", help="The same as --device cuda.")] = False,
+    workers: Annotated[
+        Optional[int],
+        typer.Option("--workers", "-j", "--num-threads", min=0, help="Worker processes.  [default: one per core]"),
+    ] = None,
+    memory: Annotated[str, typer.Option(help="Memory for buffers, in all workers together.")] = "1GiB",
+    shard_size: ShardSize = "5GB",
+    seed: Seed = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in OUT.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    copy_tokenizer: Annotated[
+        bool, typer.Option("--copy-tokenizer/--no-copy-tokenizer", help="Copy the tokenizer's files to OUT.")
+    ] = True,
+    write_model_card: Annotated[
+        bool, typer.Option("--write-model-card/--no-write-model-card", help="Write README.md to OUT.")
+    ] = True,
+    allow_crimes: AllowCrimes = False,
+    allow_nonfinite: Annotated[
+        bool, typer.Option("--allow-nonfinite", help="Merge weights that are NaN or infinite.")
+    ] = False,
+    strict: Strict = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+    # Options of mergekit-yaml that have nothing to do here: scripts that use them go on working.
+    gpu_rich: Annotated[bool, typer.Option("--gpu-rich", hidden=True)] = False,
+    lazy_unpickle: Annotated[bool, _Hidden] = False,
+    clone_tensors: Annotated[bool, _Hidden] = False,
+    low_cpu_memory: Annotated[bool, _Hidden] = False,
+    read_to_gpu: Annotated[bool, _Hidden] = False,
+    multi_gpu: Annotated[bool, _Hidden] = False,
+    async_write: Annotated[bool, _Hidden] = False,
+    write_threads: Annotated[int, _Hidden] = 1,
+    trust_remote_code: Annotated[bool, _Hidden] = False,
+    transformers_cache: Annotated[Optional[str], _Hidden] = None,
+    lora_merge_cache: Annotated[Optional[str], _Hidden] = None,
+    lora_merge_dtype: Annotated[Optional[str], _Hidden] = None,
+    safe_serialization: Annotated[bool, _Hidden] = True,
+    unsafe_truncate_embeddings: Annotated[bool, _Hidden] = False,
+) -> None:
+    """Merge models into a folder that transformers can load."""
+    import mergecore
+
+    _refuse(safe_serialization, unsafe_truncate_embeddings)
+    if dry_run:
+        print_plan(
+            mergecore.plan(config, seed=seed, shard_size=shard_size, allow_crimes=allow_crimes, strict=strict),
+            out, workers, memory,
+        )  # fmt: skip
+        return
+    with console.byte_progress() as progress:
+
+        def begin(plan: Plan) -> None:
+            tell_plan(plan)
+            progress.begin(plan.write_bytes)
+
+        result = mergecore.merge(
+            config,
+            out,
+            device=device or ("cuda" if cuda or gpu_rich else "cpu"),
+            workers=workers,
+            memory=memory,
+            shard_size=shard_size,
+            seed=seed,
+            overwrite=overwrite,
+            allow_crimes=allow_crimes,
+            allow_nonfinite=allow_nonfinite,
+            copy_tokenizer=copy_tokenizer,
+            write_card=write_model_card,
+            strict=strict,
+            on_plan=begin,
+            on_progress=progress.advance,
+        )
+    _tell(result)
+
+
+def _refuse(safe_serialization: bool, unsafe_truncate_embeddings: bool) -> None:
+    """mergekit's options that would change the output in a way that isn't there (yet)."""
+    from mergecore.errors import ConfigError
+
+    if not safe_serialization:
+        raise ConfigError.at("--no-safe-serialization", "only safetensors files are written", "leave it out")
+    if unsafe_truncate_embeddings:
+        raise ConfigError.at("--unsafe-truncate-embeddings", "is not supported yet", "merge models of one vocabulary")
+
+
+def _tell(result: Result) -> None:
+    plan, report = result.plan, result.report
+    for (tensor, model), count in report.nonfinite.items():
+        console.warn(f"`{tensor}` of {model} holds {count} values that are NaN or infinite")
+    rate = (report.read_bytes + report.written_bytes) / max(report.seconds, 1e-9) / 1e9
+    console.talk(
+        f"Merged {len(plan.tensors)} tensors ({report.seconds:.1f} s, read {console.gigabytes(report.read_bytes)}, "
+        f"{rate:.2f} GB/s in and out)"
+    )
+    files = f"{len(plan.shards)} weight file{'s' if len(plan.shards) > 1 else ''}"
+    console.talk(f"Wrote {result.folder} ({files}, {console.gigabytes(plan.write_bytes)})")

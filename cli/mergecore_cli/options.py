@@ -1,0 +1,36 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from mergecore_cli import console
+
+
+def _quiet(value: bool) -> None:
+    console.quiet = value
+
+
+def _verbose(value: int) -> None:
+    console.verbose = value > 0
+
+
+ConfigFile = Annotated[Path, typer.Argument(help="The YAML config, as for mergekit.", metavar="CONFIG")]
+Quiet = Annotated[
+    bool, typer.Option("-q/ ", "--quiet/--no-quiet", callback=_quiet, help="Say nothing but errors.")
+]
+Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, callback=_verbose, help="Tell more.")]
+Seed = Annotated[
+    Optional[int],
+    typer.Option("--seed", "--random-seed", help="Repeats a merge with random numbers.  [default: drawn, and told]"),
+]
+ShardSize = Annotated[
+    str, typer.Option("--shard-size", "--out-shard-size", help="Largest size of a weight file: 5GB, 500MB, 2GiB.")
+]
+AllowCrimes = Annotated[
+    bool, typer.Option("--allow-crimes/--no-allow-crimes", help="Merge models of different architectures.")
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Keys that mean nothing are errors, not warnings.")]

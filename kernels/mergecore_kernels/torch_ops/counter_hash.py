@@ -1,0 +1,108 @@
+"""Random numbers that depend on the element's index alone: a 32-bit counter hash with two key words.
+
+    h = i ^ k0;  h ^= h >> 17;  h *= 0xed5ad4bb;  h ^= h >> 11;  h += k1
+    h *= 0xac4c1b51;  h ^= h >> 15;  h *= 0x31848bab;  h ^= h >> 14          (all modulo 2³², i the low 32 index bits)
+
+A bijection of i for each key. Source: the multipliers and shifts of Wellons' `triple32` (Hash Prospector); the key words,
+one of them injected between the multiplications, are ours. Two multiplications are not enough: such a hash
+fails serial correlation and chi-square tests.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mergecore_kernels.operations import Key
+from mergecore_kernels.torch_ops.tile import CHUNK
+from mergecore_kernels.torch_ops.workspace import Workspace
+
+WORD = 0xFFFFFFFF
+_FIRST, _SECOND, _THIRD = 0xED5AD4BB, 0xAC4C1B51, 0x31848BAB
+
+
+def hash_chunk(key: Key, start: int, n: int, workspace: Workspace) -> Tensor:
+    """[n] int32 bits of the hashes of the elements start ... start + n - 1, n ≤ CHUNK. Valid until the next call.
+
+    `start` is a multiple of CHUNK.
+    """
+    out = workspace.take("hash", n, torch.int32)
+    if workspace.use_numpy:
+        spare = workspace.take("hash shifted", n, torch.int32).numpy().view(np.uint32)
+        bits = out.numpy().view(np.uint32)
+        seed, second = _seed(key, start)
+        np.bitwise_xor(_ramp()[:n], np.uint32(seed), out=bits)
+        _mix_numpy(bits, second, spare)
+    else:
+        offsets = torch.arange(n, dtype=torch.int32, device=workspace.device)
+        out.copy_(hash_offsets_torch(key, start, offsets))
+    return out
+
+
+def hash_offsets(key: Key, start: int, offsets: NDArray[np.intp]) -> NDArray[np.uint32]:
+    """[n] hashes of the elements start + offsets, 0 ≤ offsets < CHUNK; `start` is a multiple of CHUNK."""
+    seed, second = _seed(key, start)
+    bits = offsets.astype(np.uint32)
+    np.bitwise_xor(bits, np.uint32(seed), out=bits)
+    _mix_numpy(bits, second, np.empty_like(bits))
+    return bits
+
+
+def hash_offsets_torch(key: Key, start: int, offsets: Tensor) -> Tensor:
+    """The same in torch: [n] int32 offsets -> [n] int32 bits of the hashes."""
+    seed, second = _seed(key, start)
+    h = offsets ^ signed(seed)
+    h = h * signed(_FIRST)
+    h = (h ^ _logical_shift(h, 11)) + signed(second)
+    h = h * signed(_SECOND)
+    h = (h ^ _logical_shift(h, 15)) * signed(_THIRD)
+    return h ^ _logical_shift(h, 14)
+
+
+def signed(word: int) -> int:
+    """The int32 with the same bits as the unsigned `word`."""
+    return word - (1 << 32) if word >> 31 else word
+
+
+@lru_cache(maxsize=1024)
+def _words(key: Key, block: int) -> tuple[int, int]:
+    return key.words(block)
+
+
+def _seed(key: Key, start: int) -> tuple[int, int]:
+    """The hash's first two steps for a chunk, and the second key word.
+
+    The index of an element is start ^ offset, and offset has no bits above the 16th: h >> 17 is the same for the
+    whole chunk, so `i ^ k0` and `h ^= h >> 17` come down to one exclusive or with a constant.
+    """
+    first, second = _words(key, start >> 32)
+    seed = (start & WORD) ^ first
+    return seed ^ (seed >> 17), second
+
+
+@lru_cache(maxsize=1)
+def _ramp() -> NDArray[np.uint32]:
+    return np.arange(CHUNK, dtype=np.uint32)
+
+
+def _mix_numpy(h: NDArray[np.uint32], second: int, shifted: NDArray[np.uint32]) -> None:
+    """The hash from its first multiplication on, in place. Array arithmetic on uint32 wraps."""
+    np.multiply(h, np.uint32(_FIRST), out=h)
+    np.right_shift(h, np.uint32(11), out=shifted)
+    np.bitwise_xor(h, shifted, out=h)
+    np.add(h, np.uint32(second), out=h)
+    np.multiply(h, np.uint32(_SECOND), out=h)
+    np.right_shift(h, np.uint32(15), out=shifted)
+    np.bitwise_xor(h, shifted, out=h)
+    np.multiply(h, np.uint32(_THIRD), out=h)
+    np.right_shift(h, np.uint32(14), out=shifted)
+    np.bitwise_xor(h, shifted, out=h)
+
+
+def _logical_shift(h: Tensor, bits: int) -> Tensor:
+    """int32 shifts are arithmetic: the copies of the sign bit are masked away."""
+    return (h >> bits) & (WORD >> bits)

@@ -1,0 +1,45 @@
+"""Keep the largest magnitudes: TIES' mask."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mergecore_kernels.operations import HASH_RANGE, Trim
+from mergecore_kernels.torch_ops.counter_hash import WORD, hash_chunk, hash_offsets
+from mergecore_kernels.torch_ops.workspace import Workspace
+
+
+def trim(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> None:
+    """Set to +0, in place, all elements whose magnitude, as float32, is below the mask's, and those equal to it whose
+    hash is above its cut. NaN and Inf are larger than every finite magnitude.
+
+    Shapes: delta [n], n ≤ CHUNK, the elements from `start` on, a multiple of CHUNK.
+    """
+    if mask.magnitude == float("inf"):
+        delta.zero_()
+    elif mask.magnitude == 0.0:
+        return
+    elif workspace.use_numpy and delta.dtype == torch.float32:
+        _trim_numpy(delta, mask, start, workspace)
+    else:
+        magnitude = delta.abs().to(torch.float32)
+        equal = magnitude == mask.magnitude
+        above_cut = (hash_chunk(mask.key, start, delta.numel(), workspace).to(torch.int64) & WORD) > mask.hash_cut
+        delta.masked_fill_((magnitude < mask.magnitude) | (equal & above_cut), 0.0)
+
+
+def _trim_numpy(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> None:
+    n = delta.numel()
+    # hardshrink keeps what is larger than its bound, so the bound is the number below.
+    bound = float(np.nextafter(np.float32(mask.magnitude), np.float32(0)))
+    torch.ops.aten.hardshrink.out(delta, bound, out=delta)
+    if mask.hash_cut >= HASH_RANGE - 1:
+        return
+    magnitude = torch.abs(delta, out=workspace.take("magnitude", n, torch.float32)).numpy()
+    equal = workspace.take("equal", n, torch.bool).numpy()
+    np.equal(magnitude, np.float32(mask.magnitude), out=equal)
+    ties = np.flatnonzero(equal)
+    over = np.flatnonzero(hash_offsets(mask.key, start, ties) > np.uint32(mask.hash_cut))
+    delta.numpy()[ties[over]] = 0.0

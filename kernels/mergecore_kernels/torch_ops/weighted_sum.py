@@ -1,0 +1,47 @@
+"""Weighted sums of the inputs or of their deltas, and plain copies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mergecore_kernels.operations import Copy, WeightedSum
+from mergecore_kernels.torch_ops.arithmetic import load, load_delta, rounded, store
+from mergecore_kernels.torch_ops.tile import Tile
+from mergecore_kernels.torch_ops.workspace import Workspace
+
+
+def copy(tile: Tile, spec: Copy, out: Tensor, workspace: Workspace) -> None:
+    """[n] the only input, cast to the dtype of `out`."""
+    (x,) = tile.inputs
+    store(x, out)
+
+
+def weighted_sum(tile: Tile, spec: WeightedSum, out: Tensor, workspace: Workspace) -> None:
+    """[n] w1·x1 + w2·x2 + ..., or base + (w1·(x1 - base) + w2·(x2 - base) + ...).
+
+    Each weight is rounded once to the compute dtype, each product and each sum once too; the sum starts with the first
+    product.
+    """
+    weights = [rounded(weight, tile.compute) for weight in spec.weights]
+    for piece in tile.chunks():
+        at = piece.start - tile.start
+        _weighted_sum(piece, weights, out[at : at + len(piece)], workspace)
+
+
+def _weighted_sum(tile: Tile, weights: list[float], out: Tensor, workspace: Workspace) -> None:
+    n = len(tile)
+    total = workspace.take("total", n, tile.compute)
+    term = workspace.take("term", n, tile.compute)
+    base = None if tile.base is None else load(tile.base, workspace.take("base", n, tile.compute))
+    for i, (x, weight) in enumerate(zip(tile.inputs, weights, strict=True)):
+        target = total if i == 0 else term
+        if base is not None:
+            load_delta(x, base, target).mul_(weight)
+        else:
+            torch.mul(load(x, target), weight, out=target)
+        if i > 0:
+            total.add_(term)
+    if base is not None:
+        total.add_(base)
+    store(total, out)

@@ -1,0 +1,124 @@
+"""The header of a safetensors file: which tensors lie in it, and where.
+
+Format: 8 bytes little-endian header length, the header as JSON, then the tensors' bytes without a gap
+(https://huggingface.co/docs/safetensors). We parse headers ourselves, since a merge reads the same part of several
+files at once, by position, into its own buffers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from mergecore.checkpoint.dtypes import Dtype
+from mergecore.errors import CheckpointError, Problem
+
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """Where a tensor lies on disk."""
+
+    file: str
+    offset_bytes: int
+    """From the start of the file."""
+    dtype: Dtype
+    shape: tuple[int, ...]
+
+    @property
+    def n(self) -> int:
+        """Elements."""
+        return prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n * self.dtype.size
+
+
+def read_header(path: Path) -> dict[str, TensorRef]:
+    """All tensors of a file, by name, in the file's order.
+
+    Raises CheckpointError if the file can't be read, is no safetensors file, or is longer or shorter than its header
+    says: a download that stopped early is found here.
+    """
+    header, data_start, file_bytes = _load(path)
+    header.pop("__metadata__", None)
+    tensors = {name: _tensor(path, name, entry, data_start) for name, entry in header.items()}
+    _check_layout(path, tensors, data_start, file_bytes)
+    return tensors
+
+
+def header_bytes(tensors: Sequence[tuple[str, Dtype, tuple[int, ...]]]) -> bytes:
+    """The start of a file that holds `tensors` (name, dtype, shape) one after the other, length prefix included.
+
+    Padded so that the first tensor begins at a multiple of 64 bytes.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, dtype, shape in tensors:
+        end = offset + prod(shape) * dtype.size
+        entries[name] = {"dtype": dtype.value, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(_LENGTH_BYTES + len(text)) % _ALIGNMENT)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
+def _load(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The parsed header, where the data starts, and the size of the file."""
+    try:
+        with path.open("rb") as file:
+            file_bytes = path.stat().st_size
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            if file_bytes < _LENGTH_BYTES or length > min(_MAX_HEADER_BYTES, file_bytes - _LENGTH_BYTES):
+                raise _broken(path, f"its header should take {length} bytes, but the file has only {file_bytes}")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise CheckpointError.at(path, f"can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise _broken(path, "its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise _broken(path, "its header is not a JSON object")
+    return header, _LENGTH_BYTES + length, file_bytes
+
+
+def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorRef:
+    try:
+        shape = tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        well_formed = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        dtype_name = entry["dtype"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise _broken(path, f"its entry for `{name}` lacks dtype, shape or data_offsets") from error
+    if not well_formed:
+        raise _broken(path, f"its entry for `{name}` has a shape or offset that is no natural number")
+    if dtype_name not in Dtype._value2member_map_:
+        known = ", ".join(dtype.value for dtype in Dtype)
+        raise CheckpointError.at(path, f"`{name}` has the dtype {dtype_name}; supported are {known}")
+    tensor = TensorRef(str(path), data_start + begin, Dtype(dtype_name), shape)
+    if tensor.n_bytes != end - begin:
+        raise _broken(path, f"`{name}` should take {tensor.n_bytes} bytes but has {end - begin}")
+    return tensor
+
+
+def _check_layout(path: Path, tensors: dict[str, TensorRef], data_start: int, file_bytes: int) -> None:
+    """Tensors must fill the data without gap or overlap, and the file must end with the last."""
+    end = data_start
+    for tensor in sorted(tensors.values(), key=lambda t: (t.offset_bytes, t.n_bytes)):
+        if tensor.offset_bytes != end:
+            raise _broken(path, "its tensors overlap or leave a gap")
+        end += tensor.n_bytes
+    if end != file_bytes:
+        what = "truncated" if file_bytes < end else "longer than its header says"
+        raise _broken(path, f"it is {what}: {end} bytes expected, {file_bytes} found")
+
+
+def _broken(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(Problem(str(path), f"not a whole safetensors file: {what}", "copy or download it again"))

@@ -1,0 +1,120 @@
+"""Load a config: read it, check it, and tell all that is wrong at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mergecore import methods
+from mergecore.checkpoint.model_reference import ModelReference
+from mergecore.config import not_yet, positions, schema_errors, unknown_keys, value_types
+from mergecore.config.levels import RawMapping, walk
+from mergecore.config.origin import Finding, KeyPath, Origin
+from mergecore.config.schema import Config
+from mergecore.errors import ConfigError
+from mergecore.methods import Method
+
+MOST_BYTES = 16_000_000
+"""No config is larger; a model that is named in its place is."""
+
+
+def load(source: str | Path | Mapping[str, Any], *, strict: bool = False) -> Config:
+    """The config in a YAML file, or in a mapping that is in memory already. Text is always a path.
+
+    What has no effect, such as a key that mergekit ignores, is listed in `Config.warnings`; if `strict`, it is an
+    error. Raises ConfigError with all problems and their lines.
+    """
+    origin = _in_memory(source) if isinstance(source, Mapping) else positions.read(*_read(Path(source)))
+    not_yet.refuse_assembly(origin)
+    method = _method(origin.raw)
+    levels = list(walk(origin.raw))
+    unknown = list(unknown_keys.find(levels, method))
+    config, wrong = _validate(origin.raw)
+    meant: set[KeyPath] = {(*u.path[:-1], u.meant) for u in unknown if u.meant}
+    errors = [*(u for u in unknown if u.meant), *(f for f in wrong if f.path not in meant), *not_yet.find(origin.raw)]
+    errors += _parts(origin.raw, meant)
+    errors += value_types.find(levels, method) if method else ()
+    warnings = [*(u for u in unknown if not u.meant), *_repeated(origin)]
+    ConfigError.raise_if_any(origin.problems([*errors, *warnings] if strict else errors))
+    assert config is not None
+    return config.with_origin(origin.with_warnings(warnings))
+
+
+def _method(raw: RawMapping) -> Method | None:
+    """The merge method, even if its key is misspelt; None if there is none of that name."""
+    key = next((key for key in raw if unknown_keys.closest(key, ["merge_method"])), "merge_method")
+    name = raw.get("merge_method", raw.get(key))
+    return methods.get(name) if isinstance(name, str) and name in methods.names() else None
+
+
+def _validate(raw: RawMapping) -> tuple[Config | None, list[Finding]]:
+    try:
+        return Config.model_validate(raw), []
+    except ValidationError as error:
+        return None, list(schema_errors.find(error))
+
+
+def _parts(raw: RawMapping, meant: set[KeyPath]) -> Iterator[Finding]:
+    """Exactly one of `models` and `slices` has entries."""
+    given = [key for key in ("models", "slices", "modules") if not_yet.is_set(raw, key) or (key,) in meant]
+    if not given:
+        yield Finding((), "there is nothing to merge: neither `models` nor `slices` has entries")
+    if len(given) > 1:
+        yield Finding((given[1],), f"`{given[0]}` and `{given[1]}` both have entries, and only one of them can")
+
+
+def _repeated(origin: Origin) -> Iterator[Finding]:
+    for path, line in origin.repeated:
+        yield Finding(path, f"`{path[-1]}` is given twice, and what line {line} says has no effect")
+
+
+def _read(path: Path) -> tuple[str, Path]:
+    """The text of a file, and its path."""
+    try:
+        if path.is_file() and path.stat().st_size > MOST_BYTES:
+            raise ConfigError.at(path, f"this is no config: it has more than {MOST_BYTES / 1e6:g} MB")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError.at(path, "there is no such file", _similar_file(path)) from None
+    except IsADirectoryError:
+        raise ConfigError.at(path, "expected a YAML file, found a folder") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise ConfigError.at(path, f"can't be read: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        return data.decode("utf-8-sig"), path
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError.at(f"{path}:{line}", f"not UTF-8 text: byte 0x{data[error.start]:02x}") from None
+
+
+def _similar_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"there is no folder `{path.parent}` either"
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean `{path.with_name(close[0])}`?" if close else ""
+
+
+def _in_memory(mapping: Mapping[str, Any]) -> Origin:
+    budget = iter(range(positions.MOST_VALUES))
+    return Origin(raw=_copy(mapping, budget, 0))
+
+
+def _copy(value: Any, budget: Iterator[int], depth: int) -> Any:
+    """As YAML would have read it: lists for tuples, text for paths and model references."""
+    if next(budget, None) is None or depth > positions.DEEPEST:
+        raise ConfigError.at("config", "too many values, or nested too deeply")
+    if isinstance(value, Mapping):
+        return {key: _copy(one, budget, depth + 1) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copy(one, budget, depth + 1) for one in value]
+    if isinstance(value, ModelReference):
+        return value.as_yaml()
+    return str(value) if isinstance(value, Path) else value

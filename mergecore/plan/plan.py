@@ -1,0 +1,145 @@
+"""The plan of a merge: all that will be read, computed and written, as plain data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from mergecore.checkpoint.dtypes import Dtype
+from mergecore.checkpoint.safetensors_file import TensorRef
+from mergecore.methods import Params, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One model's tensor that goes into an output tensor."""
+
+    tensor: TensorRef
+    tensor_name: str
+    """In that model: layer numbers may differ from the output's."""
+    model: int
+    """Position of the model in `Plan.models`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One tensor to write: all that a worker needs, nothing it must look up."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Dtype
+    """As written."""
+    inputs: tuple[Input, ...]
+    """In the order of the config. Where deltas are combined, the base is not among them."""
+    base: Input | None
+    """What deltas are taken from; None where weights are combined."""
+    base_index: int | None
+    """Where weights are combined: which of the inputs is the base model, if one is."""
+    method: str | None
+    """None: the inputs must be equal, and one of them is copied."""
+    params: Params | None
+    """Resolved for this tensor; None where `method` is."""
+    double: bool
+    """Whether to compute in float64."""
+    measured: bool
+    """Whether the inputs are read once to measure and once more to combine."""
+    shard: int
+    """Position in `Plan.shards`."""
+    offset_bytes: int
+    """From the start of the shard's file."""
+
+    @property
+    def n(self) -> int:
+        """Elements."""
+        return prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes to write."""
+        return self.n * self.dtype.size
+
+    @property
+    def sources(self) -> tuple[Input, ...]:
+        """All that is read: the inputs, and the base if there is one."""
+        return self.inputs if self.base is None else (*self.inputs, self.base)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of all sources: what one pass reads."""
+        return sum(source.tensor.n_bytes for source in self.sources)
+
+    def target(self, seed: int) -> Target:
+        """What a recipe is told of this tensor."""
+        models = tuple(source.model for source in self.inputs)
+        return Target(name=self.name, n=self.n, models=models, base=self.base_index, seed=seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One weight file of the output."""
+
+    name: str
+    header: bytes
+    n_bytes: int
+    """Of the whole file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that is merged."""
+
+    name: str
+    """As the config names it."""
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything about a merge that is known before the first weight is read. Made by `mergecore.plan.build.build`."""
+
+    config: dict[str, Any]
+    """The resolved config, ready to be run again."""
+    method: str
+    architecture: str
+    models: tuple[Model, ...]
+    """In the order of the config, each once."""
+    donor: int
+    """The model whose config.json, tokenizer and generation settings the output gets: the base, or the first."""
+    donor_config: dict[str, Any]
+    layer_count: tuple[str, int]
+    """The key in config.json, and the number of layers of the output."""
+    dtype: Dtype
+    """Of the output: of most of its bytes, where tensors differ."""
+    has_head: bool | None
+    """Whether an output head is written; None: the architecture knows no tied one."""
+    tensors: tuple[OutputTensor, ...]
+    shards: tuple[Shard, ...]
+    seed: int | None
+    """None: nothing in this merge is random."""
+    notes: tuple[str, ...]
+    """What the user should know, a line each."""
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes of all inputs, each counted once."""
+        return sum(tensor.input_bytes for tensor in self.tensors)
+
+    @property
+    def passes_bytes(self) -> int:
+        """Bytes that the passes over the inputs take together: measured tensors are read at least twice."""
+        return sum(tensor.input_bytes * (2 if tensor.measured else 1) for tensor in self.tensors)
+
+    @property
+    def write_bytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum(shard.n_bytes for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """Names this merge: a hash of all that decides the bytes written."""
+        parts: Sequence[object] = (self.tensors, [(s.name, s.n_bytes) for s in self.shards], self.seed)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,150 @@
+"""Worker processes and the queue of jobs that they share."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Protocol
+
+from mergecore.errors import RunError
+from mergecore.stream.job import Job, OnProgress, Outcome, Setup
+
+_JOBS_AHEAD = 2
+"""Jobs a worker holds, so that it needn't wait for the next one."""
+
+
+class Pool(Protocol):
+    """Something that does jobs."""
+
+    def run(self, setup: Setup, jobs: Iterable[Job], on_progress: OnProgress) -> Iterator[Outcome]:
+        """Do all jobs, in any order; gives what each did. Raises the first error, a MergeError where it is one."""
+
+    def close(self) -> None:
+        """End all workers, whatever they do."""
+
+
+class ThisProcess:
+    """Does the jobs itself, one after the other."""
+
+    def run(self, setup: Setup, jobs: Iterable[Job], on_progress: OnProgress) -> Iterator[Outcome]:
+        from mergecore.stream.merger import Merger  # loads torch
+
+        merger = Merger(setup)
+        try:
+            for job in jobs:
+                yield merger.run(job, on_progress)
+        finally:
+            merger.close()
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+class Processes:
+    """Worker processes. They load torch while the merge is planned, if they are made before."""
+
+    def __init__(self, workers: int) -> None:
+        pipes = [Pipe() for _ in range(workers)]
+        self._connections = [ours for ours, _ in pipes]
+        self._processes = _launch([theirs for _, theirs in pipes])
+        for _, theirs in pipes:
+            theirs.close()
+
+    def run(self, setup: Setup, jobs: Iterable[Job], on_progress: OnProgress) -> Iterator[Outcome]:
+        queue = deque(jobs)
+        busy = {connection: 0 for connection in self._connections}
+        for connection in busy:
+            self._send(connection, setup)
+            for _ in range(min(_JOBS_AHEAD, len(queue))):
+                self._send(connection, queue.popleft())
+                busy[connection] += 1
+        while any(busy.values()):
+            ready = wait([c for c, count in busy.items() if count])
+            for connection in [c for c in busy if c in ready]:
+                outcome = self._receive(connection, on_progress)
+                if outcome is None:
+                    continue
+                busy[connection] -= 1
+                if queue:
+                    self._send(connection, queue.popleft())
+                    busy[connection] += 1
+                yield outcome
+
+    def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)  # with the workers that it forked
+            process.wait()
+
+    def _send(self, connection: Connection, message: object) -> None:
+        try:
+            connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._died() from None
+
+    def _receive(self, connection: Connection, on_progress: OnProgress) -> Outcome | None:
+        """The outcome of a finished job; None for progress in between."""
+        try:
+            kind, *content = connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise self._died() from None
+        if kind == "progress":
+            on_progress(*content)
+            return None
+        if kind == "refused":
+            error, problems = content
+            raise error(*problems)
+        if kind == "crashed":
+            raise RuntimeError(content[0])
+        outcome: Outcome = content[0]
+        return outcome
+
+    def _died(self) -> RunError:
+        return RunError.at(
+            "",
+            "a worker process ended before its work was done",
+            "if the system ran out of memory, try fewer --workers or a smaller --memory",
+        )
+
+
+def start_pool(workers: int) -> Pool:
+    """So many worker processes; 0: this process does the work."""
+    return Processes(workers) if workers else ThisProcess()
+
+
+def default_workers() -> int:
+    """One per core that this process may use."""
+    if sys.platform == "win32":  # processes there can't be handed a connection by its number
+        return 0
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _launch(connections: list[Connection]) -> list[subprocess.Popen[bytes]]:
+    """One process that forks the others, or, where forking a process that has loaded torch isn't safe, one for each."""
+    groups = [connections] if sys.platform == "linux" else [[connection] for connection in connections]
+    return [_start([connection.fileno() for connection in group]) for group in groups]
+
+
+def _start(descriptors: list[int]) -> subprocess.Popen[bytes]:
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}\n"
+        f"from mergecore.stream.worker import main\nmain({descriptors!r})"
+    )
+    # One thread per process: the work is spread over processes. A session of their own keeps Ctrl-C from them.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        pass_fds=descriptors,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+    )

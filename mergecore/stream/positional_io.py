@@ -1,0 +1,56 @@
+"""Reading and writing by position, which needs no shared file offset and so no order among workers."""
+
+from __future__ import annotations
+
+import os
+
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows opens files as text otherwise
+
+
+def open_to_read(path: str) -> int:
+    """A file descriptor. Raises OSError."""
+    return os.open(path, os.O_RDONLY | _BINARY)
+
+
+def open_to_write(path: str) -> int:
+    """A file descriptor of a file that exists. Raises OSError."""
+    return os.open(path, os.O_RDWR | _BINARY)
+
+
+def read_at(file: int, into: memoryview, offset_bytes: int) -> int:
+    """Fill `into` and return its length, or the bytes there were if the file ends before. Raises OSError."""
+    done = 0
+    while done < len(into):
+        count = _read_some(file, into[done:], offset_bytes + done)
+        if count == 0:
+            break
+        done += count
+    return done
+
+
+def write_at(file: int, data: memoryview, offset_bytes: int) -> None:
+    """Write all of `data`. Raises OSError."""
+    done = 0
+    while done < len(data):
+        done += _write_some(file, data[done:], offset_bytes + done)
+
+
+if hasattr(os, "preadv") and hasattr(os, "pwrite"):
+
+    def _read_some(file: int, into: memoryview, offset_bytes: int) -> int:
+        return os.preadv(file, [into], offset_bytes)
+
+    def _write_some(file: int, data: memoryview, offset_bytes: int) -> int:
+        return os.pwrite(file, data, offset_bytes)
+
+else:  # Windows: each process has its own descriptors, so its own offset
+
+    def _read_some(file: int, into: memoryview, offset_bytes: int) -> int:
+        os.lseek(file, offset_bytes, os.SEEK_SET)
+        data = os.read(file, len(into))
+        into[: len(data)] = data
+        return len(data)
+
+    def _write_some(file: int, data: memoryview, offset_bytes: int) -> int:
+        os.lseek(file, offset_bytes, os.SEEK_SET)
+        return os.write(file, data)
