@@ -109,6 +109,7 @@ def evaluate(
         scores = tuple(model.score(path, content, window) for path, content in zip(texts, contents, strict=True))
         written = tuple(Continuation(prompt, model.write(prompt, max_new_tokens)) for prompt in prompts)
         found.append(ModelScore(folder, scores, written))
+        del model  # before the next one is loaded: one at a time fits in memory
     return tuple(found)
 
 

@@ -88,7 +88,7 @@ def save_sharded(folder: Path, tensors: Mapping[str, Tensor], shards: int) -> No
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def llama() -> Callable[..., dict[str, Tensor]]:
     """llama(n_layers=2, seed=0, dtype=float32) -> the tensors of a small random Llama."""
     return llama_tensors

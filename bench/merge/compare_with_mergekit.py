@@ -99,7 +99,8 @@ def measure(command: list[str | Path], out: Path, expected_bytes: int) -> Usage:
 
 def machine() -> dict[str, object]:
     """What the numbers were taken on."""
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {"cpu": names[0] if names else platform.processor(), "cores": os.cpu_count(), "memory_bytes": memory_bytes}
 

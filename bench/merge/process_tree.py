@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 INTERVAL_S = 0.1
 
@@ -20,7 +21,7 @@ class Usage:
 
     wall_s: float
     cpu_s: float
-    """Of all processes of the tree that were waited for."""
+    """Of all processes of the tree, those included that nobody waited for."""
     peak_bytes: int
     """Most of the proportional set size, summed over the tree: pages that processes share count once."""
     peak_bytes_without_files: int
@@ -28,62 +29,76 @@ class Usage:
 
 
 @dataclass
-class _Peak:
-    """The largest sums seen so far."""
+class _Watch:
+    """What was seen of the tree while it ran."""
 
-    total: int = 0
-    without_files: int = 0
+    peak_bytes: int = 0
+    peak_bytes_without_files: int = 0
+    cpu_s: dict[int, float] = field(default_factory=dict)
+    """By process, when it was last seen."""
     done: threading.Event = field(default_factory=threading.Event)
 
-    def watch(self, pid: int) -> None:
+    def watch(self, root: int) -> None:
         """Sample until `done`. Reading the sizes of a large process costs it time: at most a twentieth is taken."""
         pause_s = 0.0
         while not self.done.wait(pause_s):
             start = time.monotonic()
-            sizes = [_memory(member) for member in _tree(pid)]
-            self.total = max(self.total, sum(total for total, _ in sizes))
-            self.without_files = max(self.without_files, sum(total - files for total, files in sizes))
+            seen = _tree(root)
+            self.cpu_s |= {pid: stat.cpu_s for pid, stat in seen.items()}
+            sizes = [_memory(pid) for pid in seen]
+            self.peak_bytes = max(self.peak_bytes, sum(total for total, _ in sizes))
+            self.peak_bytes_without_files = max(self.peak_bytes_without_files, sum(total - f for total, f in sizes))
             pause_s = max(INTERVAL_S, 20 * (time.monotonic() - start))
 
 
 def run(command: Sequence[str | Path], environment: Mapping[str, str]) -> Usage:
     """Run to the end; RuntimeError with the end of what it said if it fails."""
-    peak = _Peak()
+    watch = _Watch()
     with tempfile.TemporaryFile() as log:
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
-        watcher = threading.Thread(target=peak.watch, args=(process.pid,))
+        watcher = threading.Thread(target=watch.watch, args=(process.pid,))
         watcher.start()
         _, status, used = os.wait4(process.pid, 0)
         wall_s = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
-        peak.done.set()
+        watch.done.set()
         watcher.join()
         if process.returncode:
             log.seek(0)
             said = log.read().decode(errors="replace")[-2000:]
             raise RuntimeError(f"{command[0]} ended with {process.returncode}:\n{said}")
-    return Usage(wall_s, used.ru_utime + used.ru_stime, peak.total, peak.without_files)
+    # A worker that was killed and not waited for is missing in the one sum, the last moments in the other.
+    cpu_s = max(used.ru_utime + used.ru_stime, sum(watch.cpu_s.values()))
+    return Usage(wall_s, cpu_s, watch.peak_bytes, watch.peak_bytes_without_files)
 
 
-def _tree(root: int) -> list[int]:
+class _Stat(NamedTuple):
+    parent: int
+    cpu_s: float
+
+
+def _tree(root: int) -> dict[int, _Stat]:
     """The process and its descendants."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    stats = {pid: stat for pid in pids if (stat := _stat(pid)) is not None}
     children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (parent := _parent(entry)) is not None:
-            children.setdefault(parent, []).append(int(entry.name))
+    for pid, stat in stats.items():
+        children.setdefault(stat.parent, []).append(pid)
     found = [root]
     for pid in found:  # grows while it is walked
         found += children.get(pid, [])
-    return found
+    return {pid: stats[pid] for pid in found if pid in stats}
 
 
-def _parent(entry: Path) -> int | None:
+def _stat(pid: int) -> _Stat | None:
+    """None of a process that has ended."""
     try:
-        # The name, in parentheses, may hold spaces; state and parent follow it.
-        return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:  # it has ended
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
         return None
+    fields = text.rpartition(")")[2].split()  # before it is the name, which may hold spaces
+    return _Stat(int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"))
 
 
 def _memory(pid: int) -> tuple[int, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,15 +149,19 @@ def _find(roots: list[Path], path: str) -> Path | None:
 
 
 def _is_folder(path: Path) -> bool:
+    return _mode_is(stat.S_ISDIR, path)
+
+
+def _mode_is(kind: Callable[[int], bool], path: Path) -> bool:
     try:
-        return path.is_dir()
-    except (OSError, ValueError):  # a name too long, a null byte
+        return kind(path.stat().st_mode)
+    except (OSError, ValueError):  # not there, a name too long, a null byte
         return False
 
 
 def _hint(reference: ModelReference, roots: list[Path]) -> str:
     """What may have been meant by a folder that isn't there."""
-    if any((root / reference.path).is_file() for root in roots):
+    if any(_mode_is(stat.S_ISREG, root / reference.path) for root in roots):
         return "that is a file; a model is named by its folder"
     if max(str(reference).count("+"), str(reference).count("@")) > 1:
         return "only `model@revision+lora@revision` is understood, unless a folder has that very name"

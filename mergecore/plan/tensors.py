@@ -71,7 +71,7 @@ class TensorPlanner:
         inputs = [input_ for _, input_ in present]
         if not self._agree_in_shape(name, weight, inputs):
             return None
-        if not all(input_.tensor.dtype.is_floating for input_ in inputs):
+        if not all(input_.tensor.dtype.is_floating for input_ in inputs) or not inputs[0].tensor.n:
             return self._copied_if_equal(name, inputs)
         if missing and len(inputs) == 1 and self.method.missing == "keep_single":
             return self._copied_if_equal(name, inputs)
@@ -124,9 +124,9 @@ class TensorPlanner:
         return len({(*i.tensor.shape[:axis], *i.tensor.shape[axis + 1 :]) for i in inputs}) == 1
 
     def _copied_if_equal(self, name: str, inputs: Sequence[Input]) -> OutputTensor | None:
-        """Integers aren't merged: the inputs must be equal, and one is copied."""
+        """Integers aren't merged: the inputs must be equal, and one is copied. So are tensors without an element."""
         dtypes = {input_.tensor.dtype for input_ in inputs}
-        if len(dtypes) > 1:
+        if len(dtypes) > 1 and not all(dtype.is_floating for dtype in dtypes):
             found = ", ".join(f"{i.tensor.dtype.value} in {self.names[i.model]}" for i in inputs)
             self._problem(self.where, f"`{name}` is not floating point in all models, so it can't be merged: {found}")
             return None

@@ -53,12 +53,11 @@ class Merger:
 
     def _merged(self, tensor: OutputTensor, tiles: _Tracked) -> Iterator[tuple[int, memoryview]]:
         """(first element, its bytes) of each output tile. The bytes hold until the next one is drawn."""
-        if tensor.method is None:
-            yield from _identical(tensor, tiles, self._setup.model_names)
-            return
-        combine = self._solve(tensor, tiles)
+        combine = Copy() if tensor.method is None else self._solve(tensor, tiles)
         self._check_finite(tensor, tiles.tiles)
         for tile in tiles:
+            if tensor.method is None:
+                self._check_equal(tensor, tile)
             yield tile.start, raw_bytes(self._combined(tensor, combine, tile).cpu())
 
     def _solve(self, tensor: OutputTensor, tiles: _Tracked) -> Combine:
@@ -99,6 +98,17 @@ class Merger:
             "the model is damaged or diverged; --allow-nonfinite merges it all the same",
         )
 
+    def _check_equal(self, tensor: OutputTensor, tile: Tile) -> None:
+        """Tensors that can't be merged can be copied if all inputs are the same."""
+        names = self._setup.model_names
+        for source, other in zip(tensor.inputs[1:], tile.inputs[1:], strict=True):
+            if not torch.equal(tile.inputs[0], other):
+                raise RunError.at(
+                    names[source.model],
+                    f"`{tensor.name}` is not floating point, so it can only be copied, but it differs from the one of "
+                    f"{names[tensor.inputs[0].model]}",
+                )
+
 
 class _Tracked:
     """Tiles that report the bytes read for each."""
@@ -113,19 +123,6 @@ class _Tracked:
             self._on_progress(self.tiles.bytes_read - before, 0)
             before = self.tiles.bytes_read
             yield tile
-
-
-def _identical(tensor: OutputTensor, tiles: _Tracked, model_names: tuple[str, ...]) -> Iterator[tuple[int, memoryview]]:
-    """The first input's bytes, if all inputs have the same."""
-    for tile in tiles:
-        for source, other in zip(tensor.inputs[1:], tile.inputs[1:], strict=True):
-            if not torch.equal(tile.inputs[0].view(torch.uint8), other.view(torch.uint8)):
-                raise RunError.at(
-                    model_names[source.model],
-                    f"`{tensor.name}` is not floating point, so it can only be copied, but it differs from the one of "
-                    f"{model_names[tensor.inputs[0].model]}",
-                )
-        yield tile.start, raw_bytes(tile.inputs[0].cpu())
 
 
 def _device(name: str) -> torch.device:

@@ -22,9 +22,12 @@ def resolved(method, shared, *models, t=0.0, target="layers.0.mlp", where=""):
     return resolve(method, shared_levels=shared, per_model=models, target_name=target, t=t, where=where)
 
 
-weights = st.none() | st.sampled_from([0, 0.5, 1, [], [1, 2]]) | st.builds(
-    lambda part, value: {"filter": part, "value": value}, st.sampled_from(["mlp", "attn", "layers.3"]), st.sampled_from([3, []])
-)  # fmt: skip
+conditionals = st.builds(
+    lambda part, value: {"filter": part, "value": value},
+    st.sampled_from(["mlp", "attn", "layers.3"]),
+    st.sampled_from([3, []]),
+)
+weights = st.none() | st.sampled_from([0, 0.5, 1, [], [1, 2]]) | conditionals
 
 
 def first_value(settings, tensor):
@@ -119,7 +122,9 @@ def test_all_that_is_wrong_is_told_at_once():
 
 
 def test_rules_of_the_method_itself_are_kept(method_with_a_rule):
-    with pytest.raises(ConfigError, match=r"^merge.yml: `share` at layers\.0\.mlp: Input should be less than or equal to 1$"):
+    with pytest.raises(
+        ConfigError, match=r"^merge.yml: `share` at layers\.0\.mlp: Input should be less than or equal to 1$"
+    ):
         resolved(method_with_a_rule, [{"share": 2}], level(), where="merge.yml")
 
 

@@ -14,9 +14,7 @@ positions = st.floats(0, 1)
 names = st.sampled_from(["model.layers.1.mlp.up", "model.layers.10.self_attn.q", "lm_head", "model.norm"])
 filters = st.sampled_from([None, "*", "mlp", "layers.1", "self_attn", "nowhere", "", "model.*"])
 values = numbers | st.lists(numbers, max_size=5)
-conditionals = st.lists(
-    st.fixed_dictionaries({"value": values}, optional={"filter": filters}), min_size=1, max_size=4
-)
+conditionals = st.lists(st.fixed_dictionaries({"value": values}, optional={"filter": filters}), min_size=1, max_size=4)
 settings = values | conditionals | st.fixed_dictionaries({"value": values}, optional={"filter": filters})
 
 
@@ -65,7 +63,8 @@ def test_what_is_parsed_can_be_written_and_parsed_again(setting):
 
 
 @pytest.mark.parametrize(
-    ("gradient", "over_four_layers"), [([True, False], [True, True, True, False]), ([1, 0, 0], [True, True, False, False])]
+    ("gradient", "over_four_layers"),
+    [([True, False], [True, True, True, False]), ([1, 0, 0], [True, True, False, False])],
 )
 def test_truth_values_over_four_layers(gradient, over_four_layers):
     assert [evaluate(parse(gradient), bool, "x", k / 3) for k in range(4)] == over_four_layers
@@ -83,7 +82,7 @@ def test_whole_numbers_are_converted_after_interpolation():
     assert evaluate(gradient, int, "x", 0.5) == 6
     with pytest.raises(SettingError, match=r"^expected a whole number, found 5\.5$"):
         evaluate(gradient, int, "x", 0.25)
-    with pytest.raises(SettingError, match="^expected a smaller number in a gradient, found 1000"):
+    with pytest.raises(SettingError, match=r"^expected a smaller number in a gradient, found 1000"):
         evaluate(parse([0, 10**400]), int, "x", 0.5)
 
 
@@ -136,7 +135,7 @@ def test_values_of_a_wrong_type(value, value_type, message):
 
 
 def test_a_number_that_python_cannot_write_down():
-    with pytest.raises(SettingError, match="^expected a number, found a huge number$"):
+    with pytest.raises(SettingError, match=r"^expected a number, found a huge number$"):
         convert(int("f" * 9000, 16), float)
 
 

@@ -27,7 +27,10 @@ def warnings(config):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (TIES + "Dtype: float32\n", "merge.yml:6: `Dtype` is not a key of a merge config (hint: did you mean `dtype`?)"),
+        (
+            TIES + "Dtype: float32\n",
+            "merge.yml:6: `Dtype` is not a key of a merge config (hint: did you mean `dtype`?)",
+        ),
         (
             TIES + "out-dtype: float32\n",
             "merge.yml:6: `out-dtype` is not a key of a merge config (hint: did you mean `out_dtype`?)",

@@ -1,16 +1,17 @@
 """Random numbers that depend on the element's index alone: a 32-bit counter hash with two key words.
 
     h = i ^ k0;  h ^= h >> 17;  h *= 0xed5ad4bb;  h ^= h >> 11;  h += k1
-    h *= 0xac4c1b51;  h ^= h >> 15;  h *= 0x31848bab;  h ^= h >> 14          (all modulo 2³², i the low 32 index bits)
+    h *= 0xac4c1b51;  h ^= h >> 15;  h *= 0x31848bab;  h ^= h >> 14     modulo 2³²; i: low 32 bits of the index
 
-A bijection of i for each key. Source: the multipliers and shifts of Wellons' `triple32` (Hash Prospector); the key words,
-one of them injected between the multiplications, are ours. Two multiplications are not enough: such a hash
-fails serial correlation and chi-square tests.
+A bijection of i for each key. Source: multipliers and shifts of Wellons' `triple32` (Hash Prospector); the two key
+words, the second one injected between the multiplications, are ours. Two multiplications are not enough: such a hash
+fails tests of serial correlation and chi-square.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def hash_chunk(key: Key, start: int, n: int, workspace: Workspace) -> Tensor:
     if workspace.use_numpy:
         spare = workspace.take("hash shifted", n, torch.int32).numpy().view(np.uint32)
         bits = out.numpy().view(np.uint32)
-        seed, second = _seed(key, start)
+        seed, second = _chunk_seed(key, start)
         np.bitwise_xor(_ramp()[:n], np.uint32(seed), out=bits)
         _mix_numpy(bits, second, spare)
     else:
@@ -43,20 +44,23 @@ def hash_chunk(key: Key, start: int, n: int, workspace: Workspace) -> Tensor:
     return out
 
 
-def hash_offsets(key: Key, start: int, offsets: NDArray[np.intp]) -> NDArray[np.uint32]:
-    """[n] hashes of the elements start + offsets, 0 ≤ offsets < CHUNK; `start` is a multiple of CHUNK."""
-    seed, second = _seed(key, start)
+def hash_offsets(key: Key, start: int, offsets: NDArray[np.integer[Any]]) -> NDArray[np.uint32]:
+    """[n] hashes of the elements start + offsets, offsets ≥ 0. All elements are taken to be in the block of `start`."""
+    first, second = _words(key, start >> 32)
     bits = offsets.astype(np.uint32)
-    np.bitwise_xor(bits, np.uint32(seed), out=bits)
-    _mix_numpy(bits, second, np.empty_like(bits))
+    np.add(bits, np.uint32(start & WORD), out=bits)
+    np.bitwise_xor(bits, np.uint32(first), out=bits)
+    shifted = np.right_shift(bits, np.uint32(17))
+    np.bitwise_xor(bits, shifted, out=bits)
+    _mix_numpy(bits, second, shifted)
     return bits
 
 
 def hash_offsets_torch(key: Key, start: int, offsets: Tensor) -> Tensor:
     """The same in torch: [n] int32 offsets -> [n] int32 bits of the hashes."""
-    seed, second = _seed(key, start)
-    h = offsets ^ signed(seed)
-    h = h * signed(_FIRST)
+    first, second = _words(key, start >> 32)
+    h = (offsets + signed(start & WORD)) ^ signed(first)
+    h = (h ^ _logical_shift(h, 17)) * signed(_FIRST)
     h = (h ^ _logical_shift(h, 11)) + signed(second)
     h = h * signed(_SECOND)
     h = (h ^ _logical_shift(h, 15)) * signed(_THIRD)
@@ -73,11 +77,11 @@ def _words(key: Key, block: int) -> tuple[int, int]:
     return key.words(block)
 
 
-def _seed(key: Key, start: int) -> tuple[int, int]:
+def _chunk_seed(key: Key, start: int) -> tuple[int, int]:
     """The hash's first two steps for a chunk, and the second key word.
 
-    The index of an element is start ^ offset, and offset has no bits above the 16th: h >> 17 is the same for the
-    whole chunk, so `i ^ k0` and `h ^= h >> 17` come down to one exclusive or with a constant.
+    The index of an element is start ^ offset, and the offset has 16 bits: h >> 17 is the same for the whole chunk, so
+    `h = i ^ k0` and `h ^= h >> 17` come down to one exclusive or with a constant.
     """
     first, second = _words(key, start >> 32)
     seed = (start & WORD) ^ first

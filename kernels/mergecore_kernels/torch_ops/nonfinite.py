@@ -12,7 +12,7 @@ _INFINITY = {
     torch.float32: (torch.int32, np.uint32, 0x7F800000),
     torch.float64: (torch.int64, np.uint64, 0x7FF0000000000000),
 }
-"""Integer dtypes of the same size, signed and unsigned, and the bits of +Inf. NaN lies above, all finite numbers below."""
+"""Integer dtypes of the same size, and the bits of +Inf: those of NaN are larger, those of finite numbers smaller."""
 
 
 def count_nonfinite(x: Tensor) -> int:

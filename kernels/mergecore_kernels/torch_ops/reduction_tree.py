@@ -87,7 +87,7 @@ def adjacent_pair_tree(values: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _numpy_adds_rows_in_order() -> bool:
-    """numpy documents plain addition, one element after another, along all but the fast axis; seen rather than trusted."""
+    """numpy documents addition one by one along all axes but the fastest. It is seen here rather than trusted."""
     spread = 2.0 ** (torch.arange(CHUNK, dtype=torch.float32) * 0.618 % 24.0)
     rows = torch.where(torch.arange(CHUNK) % 3 == 0, -spread, spread).view(ROWS, LANES)
     return bool(torch.equal(torch.from_numpy(np.add.reduce(rows.numpy(), axis=0)), add_rows(rows)))

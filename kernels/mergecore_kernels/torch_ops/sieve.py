@@ -1,4 +1,4 @@
-"""Count and gather the elements of a delta whose rank lies in an interval.
+"""Gather elements of a delta by rank: a sample of all of them, or those in an interval of ranks.
 
 The rank order of elements is that of a composite of 63 bits: Inf's bits less the magnitude's, above the 32 bits of the
 counter hash. The largest magnitude comes first; equal magnitudes are in the order of their hashes.
@@ -7,6 +7,7 @@ counter hash. The largest magnitude comes first; equal magnitudes are in the ord
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mergecore_kernels.operations import Key
-from mergecore_kernels.torch_ops.counter_hash import WORD, hash_chunk, hash_offsets
+from mergecore_kernels.torch_ops.counter_hash import WORD, hash_offsets, hash_offsets_torch
 from mergecore_kernels.torch_ops.tile import CHUNK
 from mergecore_kernels.torch_ops.workspace import Workspace
 
@@ -22,7 +23,6 @@ INFINITY = 0x7F800000
 """Bits of float32 Inf. NaN counts as Inf: both are larger than every finite magnitude."""
 ZERO = INFINITY << 32
 """The composite that stands for all elements of magnitude zero, the last in the order; they need none of their own."""
-_ODD = 40_503  # spreads the samples over the columns of a matrix; near 2¹⁶ / golden ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,92 +33,23 @@ class Interval:
     high: int
 
 
-EVERYTHING = Interval(0, ZERO)
+class Gathering:
+    """Composites in a buffer of fixed size. When it is full every second one is let go: the rest is a sample."""
 
-
-class Sieve:
-    """What one pass over a delta tells of an interval.
-
-    Members are gathered in `members`; when it is full every second one is let go, so that what is left is a sample of
-    them. An interval of everything is sampled before composites are formed: only every `stride`-th element is looked
-    at.
-    """
-
-    def __init__(self, interval: Interval, key: Key, members: Tensor, workspace: Workspace) -> None:
-        """`members`: int64 [capacity]."""
-        self.interval = interval
-        self.key = key
-        self.before = 0
-        """Elements whose composite is below the interval."""
-        self.inside = 0
+    def __init__(self, buffer: Tensor) -> None:
+        """`buffer`: int64 [capacity]."""
         self.stride = 1
+        """About one out of `stride` was kept; 1: all of them."""
         self._held = 0
-        self._skip = 0  # members to pass over until the next one is gathered
-        self._buffer = members
-        self._workspace = workspace
+        self._buffer = buffer
 
     @property
     def members(self) -> Tensor:
-        """[held] int64, in no order. All of the interval if `stride` is 1, otherwise about every stride-th one."""
+        """[held] int64, in no order that means anything."""
         return self._buffer[: self._held]
 
-    def add(self, bits: Tensor, start: int) -> None:
-        """Look at the elements from `start` on, a multiple of CHUNK. `bits`, int32 [n], n ≤ CHUNK, are those of the
-        float32 magnitudes."""
-        if self.interval == EVERYTHING:
-            self.inside += bits.numel()
-            first = start // CHUNK * _ODD % self.stride
-            self._gather(self._sample(bits, start, first))
-            return
-        members = self._members_numpy(bits, start) if self._workspace.use_numpy else self._members_torch(bits, start)
-        self.inside += members.numel()
-        taken = members[self._skip :: self.stride]
-        self._skip = (self._skip - members.numel()) % self.stride
-        self._gather(taken)
-
-    def _sample(self, bits: Tensor, start: int, first: int) -> Tensor:
-        if self._workspace.use_numpy:
-            offsets = np.arange(first, bits.numel(), self.stride)
-            return torch.from_numpy(np.minimum(self._composites(bits.numpy(), start, offsets), ZERO))
-        return self._composites_torch(bits, start)[first :: self.stride]
-
-    def _members_numpy(self, bits: Tensor, start: int) -> Tensor:
-        """Hashes only the elements whose magnitude lies in the interval."""
-        low, high = self.interval.low, self.interval.high
-        smallest, largest = INFINITY - (high >> 32), INFINITY - (low >> 32)
-        if largest == INFINITY:
-            bits.clamp_(max=INFINITY)
-        words = bits.numpy()
-        above = self._workspace.take("above", len(words), torch.bool).numpy()
-        candidate = self._workspace.take("candidate", len(words), torch.bool).numpy()
-        np.greater(words, largest, out=above)
-        self.before += int(np.count_nonzero(above))
-        np.greater_equal(words, smallest, out=candidate)
-        np.not_equal(candidate, above, out=candidate)
-        composites = self._composites(words, start, np.flatnonzero(candidate))
-        below = composites < low
-        self.before += int(np.count_nonzero(below))
-        np.not_equal(below, composites <= high, out=below)
-        return torch.from_numpy(composites[np.flatnonzero(below)])
-
-    def _composites(self, words: NDArray[np.int32], start: int, offsets: NDArray[np.intp]) -> NDArray[np.int64]:
-        composites = words[offsets].astype(np.int64)
-        np.minimum(composites, INFINITY, out=composites)
-        np.subtract(INFINITY, composites, out=composites)
-        np.left_shift(composites, 32, out=composites)
-        np.bitwise_or(composites, hash_offsets(self.key, start, offsets), out=composites)
-        return composites
-
-    def _members_torch(self, bits: Tensor, start: int) -> Tensor:
-        composites = self._composites_torch(bits, start)
-        self.before += int(torch.count_nonzero(composites < self.interval.low))
-        return composites[(composites >= self.interval.low) & (composites <= self.interval.high)]
-
-    def _composites_torch(self, bits: Tensor, start: int) -> Tensor:
-        hashes = hash_chunk(self.key, start, bits.numel(), self._workspace).to(torch.int64) & WORD
-        return (((INFINITY - bits.to(torch.int64).clamp_(max=INFINITY)) << 32) | hashes).clamp_(max=ZERO)
-
-    def _gather(self, members: Tensor) -> None:
+    def gather(self, members: Tensor) -> None:
+        """Hold these too. Those that fall to a larger stride have been left out already."""
         while self._held + members.numel() > self._buffer.numel():
             self._thin()
             members = members[::2]
@@ -134,4 +65,103 @@ class Sieve:
             kept += piece.numel()
         self._held = kept
         self.stride *= 2
-        self._skip = 0
+
+
+class Sample:
+    """One pass that looks at every `stride`-th element of a delta, all of them if they fit the buffer."""
+
+    def __init__(self, key: Key, buffer: Tensor, workspace: Workspace) -> None:
+        self.gathering = Gathering(buffer)
+        self.count = 0
+        """Elements of the delta."""
+        self._key = key
+        self._workspace = workspace
+
+    def add(self, x: Tensor, base: Tensor, start: int, compute: torch.dtype) -> None:
+        """[n] the elements from `start` on. n ≤ CHUNK as long as the stride is 1."""
+        stride = self.gathering.stride
+        # The first one differs from tile to tile, or a matrix would be sampled in a few of its columns.
+        first = start // CHUNK * 40_503 % stride
+        delta = x[first::stride].to(compute) - base[first::stride].to(compute)
+        bits = delta.abs_().to(torch.float32).view(torch.int32)
+        offsets = torch.arange(bits.numel(), dtype=torch.int32, device=x.device).mul_(stride).add_(first)
+        self.count += x.numel()
+        self.gathering.gather(composites(bits, self._key, start, offsets, self._workspace))
+
+
+class Sieve:
+    """One pass that counts and gathers what lies in an interval."""
+
+    def __init__(self, interval: Interval, key: Key, buffer: Tensor, workspace: Workspace) -> None:
+        self.interval = interval
+        self.gathering = Gathering(buffer)
+        self.before = 0
+        """Elements whose composite is below the interval."""
+        self.inside = 0
+        self._key = key
+        self._skip = 0  # members to pass over until the next one is gathered
+        self._workspace = workspace
+
+    def add(self, bits: Tensor, start: int) -> None:
+        """[n] int32 bits of the float32 magnitudes from `start` on, n ≤ CHUNK. May change them."""
+        if self._workspace.use_numpy:
+            members = torch.from_numpy(self._members_numpy(bits, start))
+        else:
+            offsets = torch.arange(bits.numel(), dtype=torch.int32, device=bits.device)
+            members = composites(bits, self._key, start, offsets, self._workspace)
+            self.before += int(torch.count_nonzero(members < self.interval.low))
+            members = members[(members >= self.interval.low) & (members <= self.interval.high)]
+        self.inside += members.numel()
+        stride = self.gathering.stride
+        self.gathering.gather(members[self._skip :: stride])
+        self._skip = (self._skip - members.numel()) % stride
+
+    def _members_numpy(self, bits: Tensor, start: int) -> NDArray[np.int64]:
+        """Hashes only the elements whose magnitude lies in the interval."""
+        low, high = self.interval.low, self.interval.high
+        smallest, largest = INFINITY - (high >> 32), INFINITY - (low >> 32)
+        if largest == INFINITY:
+            bits.clamp_(max=INFINITY)
+        words = bits.numpy()
+        above = self._workspace.take("above", len(words), torch.bool).numpy()
+        candidate = self._workspace.take("candidate", len(words), torch.bool).numpy()
+        np.greater(words, largest, out=above)
+        self.before += int(np.count_nonzero(above))
+        np.greater_equal(words, smallest, out=candidate)
+        np.not_equal(candidate, above, out=candidate)
+        offsets = np.flatnonzero(candidate)
+        if smallest == largest:
+            return self._members_of_one_magnitude(start, offsets)
+        members = _composites_numpy(words[offsets], self._key, start, offsets)
+        below = members < low
+        self.before += int(np.count_nonzero(below))
+        np.not_equal(below, members <= high, out=below)
+        return members[np.flatnonzero(below)]
+
+    def _members_of_one_magnitude(self, start: int, offsets: NDArray[np.intp]) -> NDArray[np.int64]:
+        """The same where hashes alone decide: common, as a fifth of a bfloat16 fine-tune's deltas may be equal."""
+        magnitude, first = divmod(self.interval.low, 1 << 32)
+        hashes = hash_offsets(self._key, start, offsets)
+        below = hashes < np.uint32(first)
+        self.before += int(np.count_nonzero(below))
+        np.not_equal(below, hashes <= np.uint32(self.interval.high & WORD), out=below)
+        return hashes[np.flatnonzero(below)] | np.int64(magnitude << 32)
+
+
+def composites(bits: Tensor, key: Key, start: int, offsets: Tensor, workspace: Workspace) -> Tensor:
+    """[n] int64 composites of the elements start + offsets, from the int32 bits of their magnitudes."""
+    if workspace.use_numpy:
+        words = _composites_numpy(bits.numpy(), key, start, offsets.numpy())
+        return torch.from_numpy(np.minimum(words, ZERO, out=words))
+    hashes = hash_offsets_torch(key, start, offsets).to(torch.int64) & WORD
+    return (((INFINITY - bits.to(torch.int64).clamp_(max=INFINITY)) << 32) | hashes).clamp_(max=ZERO)
+
+
+def _composites_numpy(
+    words: NDArray[np.int32], key: Key, start: int, offsets: NDArray[np.integer[Any]]
+) -> NDArray[np.int64]:
+    """The same, but zeros have their hashes."""
+    result = np.minimum(words, INFINITY).astype(np.int64)
+    np.subtract(INFINITY, result, out=result)
+    np.left_shift(result, 32, out=result)
+    return np.bitwise_or(result, hash_offsets(key, start, offsets), out=result)

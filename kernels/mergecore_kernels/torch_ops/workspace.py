@@ -32,8 +32,3 @@ class Workspace:
             del held
             held = self._buffers[name, dtype] = torch.empty(n, dtype=dtype, device=self.device)
         return held[:n]
-
-    def release(self, name: str) -> None:
-        """Give the buffers called `name` back to the system."""
-        for key in [key for key in self._buffers if key[0] == name]:
-            del self._buffers[key]
