@@ -82,6 +82,11 @@ def gigabytes(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 
+def count(n: int, thing: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+
+
 class ByteProgress:
     """A bar over the bytes written, with GB/s read and written and the time left. Shows nothing until `begin`."""
 

@@ -116,5 +116,5 @@ def _tell(result: Result) -> None:
         f"Merged {len(plan.tensors)} tensors ({report.seconds:.1f} s, read {console.gigabytes(report.read_bytes)}, "
         f"{rate:.2f} GB/s in and out)"
     )
-    files = f"{len(plan.shards)} weight file{'s' if len(plan.shards) > 1 else ''}"
+    files = console.count(len(plan.shards), "weight file")
     console.talk(f"Wrote {result.folder} ({files}, {console.gigabytes(plan.write_bytes)})")

@@ -61,7 +61,7 @@ def tell_plan(made: Plan) -> None:
     """The plan in a line, and its notes, to stderr."""
     for note in made.notes:
         console.warn(note)
-    files = f"{len(made.shards)} weight file{'s' if len(made.shards) > 1 else ''}"
+    files = console.count(len(made.shards), "weight file")
     seed = "" if made.seed is None else f", seed {made.seed}"
     console.talk(
         f"Planned {len(made.tensors)} tensors by {made.method}: {console.gigabytes(made.read_bytes)} to read, "
@@ -100,7 +100,7 @@ def _print_table(made: Plan, memory: str, free: int) -> None:
         "method": made.method,
         "architecture": f"{made.architecture}, {made.layer_count[1]} layers, {made.dtype.torch_name}",
         "models": "\n".join(f"{model.name} ({model.folder})" for model in made.models),
-        "tensors": f"{len(made.tensors)} in {len(made.shards)} files ({made.shards[0].name}"
+        "tensors": f"{len(made.tensors)} in {console.count(len(made.shards), 'file')} ({made.shards[0].name}"
         + (", ...)" if len(made.shards) > 1 else ")"),
         "read": console.gigabytes(made.read_bytes) + passes,
         "write": f"{console.gigabytes(made.write_bytes)}; the disk has {console.gigabytes(free)} free",

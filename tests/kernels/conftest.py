@@ -42,7 +42,9 @@ def cut() -> Cut:
 def fine_tunes() -> FineTunes:
     """fine_tunes(n, dtypes, spread) -> base [n] of the first dtype, and a model [n] of each of the others."""
 
-    def make(n: int, dtypes: Sequence[torch.dtype], spread: float = 0.002, seed: int = 0) -> tuple[Tensor, list[Tensor]]:
+    def make(
+        n: int, dtypes: Sequence[torch.dtype], spread: float = 0.002, seed: int = 0
+    ) -> tuple[Tensor, list[Tensor]]:
         generator = torch.Generator().manual_seed(seed)
         base = torch.randn(n, generator=generator, dtype=torch.float64) * 0.02
         models = [base + torch.randn(n, generator=generator, dtype=torch.float64) * spread for _ in dtypes[1:]]

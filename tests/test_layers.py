@@ -1,0 +1,79 @@
+"""The order of the layers: imports go one way, and what needn't load torch doesn't."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = ["errors", "checkpoint", "methods", "config", "plan", "stream", "output"]
+"""Of mergecore: each imports only from those before it, and from the kernels."""
+ABOVE = {"sizes", "evaluation", "api", "__init__"}
+"""Modules of mergecore that stand beside or above the layers."""
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", modules("mergecore"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_mergecore_imports_only_from_lower_layers(path: Path) -> None:
+    here = path.relative_to(ROOT / "mergecore").parts[0].removesuffix(".py")
+    assert here in LAYERS or here in ABOVE
+    for name in imported(path):
+        assert not name.startswith("mergecore_cli"), name
+        parts = name.split(".")
+        if parts[0] == "mergecore" and len(parts) > 1 and here in LAYERS:
+            allowed = LAYERS[: LAYERS.index(here) + 1]
+            assert parts[1] in allowed, f"{here} imports {name}"
+
+
+@pytest.mark.parametrize("path", modules("kernels"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_kernels_know_nothing_of_mergecore(path: Path) -> None:
+    assert not [name for name in imported(path) if name.split(".")[0] in ("mergecore", "mergecore_cli")]
+
+
+@pytest.mark.parametrize("path", modules("cli"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_console_prints(path: Path) -> None:
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    prints = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
+    assert not prints
+    if path.name != "console.py":
+        assert "sys.stdout" not in path.read_text(encoding="utf-8")
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules that are loaded after running `code`."""
+    report = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_loads_neither_torch_nor_the_merging_code() -> None:
+    code = "import sys; from mergecore_cli.main import app; app(['--help'], standalone_mode=False)"
+    assert not {"torch", "triton", "numpy", "pydantic", "yaml", "mergecore"} & loaded_by(code)
+
+
+def test_planning_loads_no_torch() -> None:
+    config = ROOT / "configs" / "quickstart.yml"
+    assert not {"torch", "triton", "transformers"} & loaded_by(f"import mergecore; mergecore.plan({str(config)!r})")
+
+
+def test_a_merge_loads_no_torch_into_the_process_that_asks_for_it(tmp_path: Path) -> None:
+    config = ROOT / "configs" / "quickstart.yml"
+    code = f"import mergecore; mergecore.merge({str(config)!r}, {str(tmp_path / 'out')!r}, workers=1)"
+    assert not {"torch", "triton", "transformers"} & loaded_by(code)
