@@ -7,6 +7,8 @@ from math import pi, sqrt
 
 _ARC_TANGENT_TERMS = 12
 _SINE_TERMS = 11
+_PI_REST = 1.2246467991473532e-16
+"""π less the float64 `pi`."""
 
 
 def arc_cosine(cosine: float) -> float:
@@ -19,7 +21,7 @@ def arc_cosine(cosine: float) -> float:
 def sine(angle: float) -> float:
     """The sine of an angle. The series is meant for arcs: its error grows with |angle| above π."""
     turns = round(angle / pi)
-    x = angle - turns * pi
+    x = (angle - turns * pi) - turns * _PI_REST
     square = x * x
     total = 0.0
     for k in range(_SINE_TERMS, 0, -1):  # Horner's scheme of the Taylor series

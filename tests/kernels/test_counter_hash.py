@@ -1,5 +1,7 @@
 """The counter hash: its values, and that they look random."""
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 import torch
@@ -13,9 +15,11 @@ DRAWS = 1 << 20
 STARTS = [0, CHUNK, 7 * CHUNK, (1 << 31) - CHUNK, (1 << 32) - CHUNK, 1 << 32, 5 * 10**9 // CHUNK * CHUNK]
 
 
-def draws(key, n=DRAWS):
+@lru_cache
+def draws(key):
+    """[DRAWS] the hashes of the first elements. Not to be changed."""
     workspace = Workspace("cpu", 0)
-    return np.concatenate([unsigned(hash_chunk(key, at, CHUNK, workspace)) for at in range(0, n, CHUNK)])
+    return np.concatenate([unsigned(hash_chunk(key, at, CHUNK, workspace)) for at in range(0, DRAWS, CHUNK)])
 
 
 def unsigned(bits):

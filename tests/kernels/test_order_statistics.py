@@ -57,7 +57,7 @@ def find(tiles, kept, workspace):
     return measure(KthMagnitudes(kept, KEYS[: len(kept)]), tiles, workspace)
 
 
-@pytest.mark.parametrize("n", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, SAMPLE + 1, 5 * CHUNK + 77])
+@pytest.mark.parametrize("n", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, SAMPLE + 1, 3 * CHUNK + 77])
 @pytest.mark.parametrize("dtypes", [(BF16,) * 4, (F32,) * 4, (F64, F64, BF16, F32), (F32, BF16, torch.float16, F32)])
 def test_equals_a_sort(workspace, cut, fine_tunes, sorted_trim, n, dtypes):
     base, models = fine_tunes(n, dtypes, 0.0005)
@@ -83,11 +83,11 @@ SHAPES = {
 @pytest.mark.parametrize("budget_bytes", [0, 100_000, 1 << 30])
 def test_hard_distributions_with_any_budget(workspace, cut, sorted_trim, shape, budget_bytes):
     """From a budget that holds nothing to one that holds all."""
-    n = 4 * CHUNK + 321
+    n = SAMPLE + 20_321
     torch.manual_seed(3)
     delta = SHAPES[shape](n)
     workspace.budget_bytes = budget_bytes
-    for k in (1, n // 3, n - 1):
+    for k in (1, n // 3):
         (got,) = find(cut([delta], torch.zeros(n)), (k,), workspace)
         assert got == sorted_trim(delta, k, KEYS[0])
 
@@ -181,7 +181,7 @@ def test_small_tensors(sorted_trim, cut, values, data):
     assert got == sorted_trim(delta, k, KEYS[0])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     levels=st.integers(1, 2000),
     skew=st.floats(0.1, 8.0),
