@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mergecore_kernels.operations import Drop, Key
-from mergecore_kernels.torch_ops.counter_hash import hash_chunk, hash_offsets, hash_offsets_torch
+from mergecore_kernels.torch_ops.counter_hash import hash_run, hash_offsets, hash_offsets_torch
 from mergecore_kernels.torch_ops.tile import CHUNK
 from mergecore_kernels.torch_ops.workspace import Workspace
 
@@ -19,7 +19,7 @@ STARTS = [0, CHUNK, 7 * CHUNK, (1 << 31) - CHUNK, (1 << 32) - CHUNK, 1 << 32, 5 
 def draws(key):
     """[DRAWS] the hashes of the first elements. Not to be changed."""
     workspace = Workspace("cpu", 0)
-    return np.concatenate([unsigned(hash_chunk(key, at, CHUNK, workspace)) for at in range(0, DRAWS, CHUNK)])
+    return np.concatenate([unsigned(hash_run(key, at, CHUNK, workspace)) for at in range(0, DRAWS, CHUNK)])
 
 
 def unsigned(bits):
@@ -29,14 +29,14 @@ def unsigned(bits):
 def test_golden_values(workspace):
     """A merge must be repeatable by every later version."""
     assert KEY.words(0) == (1323501702, 1578335577)
-    assert unsigned(hash_chunk(KEY, 0, 4, workspace)).tolist() == [3900335799, 4183101722, 988137854, 2358763423]
-    assert unsigned(hash_chunk(KEY, 1 << 32, 4, workspace)).tolist() == [292411530, 192030309, 1392539187, 1836180302]
+    assert unsigned(hash_run(KEY, 0, 4, workspace)).tolist() == [3900335799, 4183101722, 988137854, 2358763423]
+    assert unsigned(hash_run(KEY, 1 << 32, 4, workspace)).tolist() == [292411530, 192030309, 1392539187, 1836180302]
 
 
 @pytest.mark.parametrize("start", STARTS)
 def test_all_forms_equal_the_formula(workspace, oracle_hash, start):
     want = oracle_hash(KEY, np.arange(start, start + CHUNK))
-    np.testing.assert_array_equal(unsigned(hash_chunk(KEY, start, CHUNK, workspace)), want)
+    np.testing.assert_array_equal(unsigned(hash_run(KEY, start, CHUNK, workspace)), want)
     offsets = np.array([0, 1, 2, 999, CHUNK - 1])
     np.testing.assert_array_equal(hash_offsets(KEY, start, offsets), want[offsets])
     offsets_torch = torch.from_numpy(offsets).to(torch.int32)
@@ -51,9 +51,9 @@ def test_offsets_may_go_beyond_a_chunk(oracle_hash):
 
 
 def test_partial_and_empty_chunks(workspace):
-    whole = hash_chunk(KEY, CHUNK, CHUNK, workspace).clone()
-    assert torch.equal(hash_chunk(KEY, CHUNK, 77, workspace), whole[:77])
-    assert hash_chunk(KEY, CHUNK, 0, workspace).numel() == 0
+    whole = hash_run(KEY, CHUNK, CHUNK, workspace).clone()
+    assert torch.equal(hash_run(KEY, CHUNK, 77, workspace), whole[:77])
+    assert hash_run(KEY, CHUNK, 0, workspace).numel() == 0
 
 
 def test_elements_of_a_block_have_different_hashes():
@@ -107,6 +107,6 @@ def test_keys_are_independent(other):
 
 def test_blocks_are_independent():
     workspace = Workspace("cpu", 0)
-    x = unsigned(hash_chunk(KEY, 0, CHUNK, workspace)) / 2.0**32 - 0.5
-    y = unsigned(hash_chunk(KEY, 1 << 32, CHUNK, workspace)) / 2.0**32 - 0.5
+    x = unsigned(hash_run(KEY, 0, CHUNK, workspace)) / 2.0**32 - 0.5
+    y = unsigned(hash_run(KEY, 1 << 32, CHUNK, workspace)) / 2.0**32 - 0.5
     assert abs(np.mean(x * y) * 12 * np.sqrt(CHUNK)) < 4.5

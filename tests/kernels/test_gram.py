@@ -36,7 +36,7 @@ def test_sums_follow_the_tree(workspace, cut, fine_tunes):
     products = (models[0] - base) * (models[1] - base)
     for at in range(0, products.numel(), CHUNK):
         sums.add(0, products[at : at + CHUNK])
-        sums.end_chunk()
+        sums.advance(CHUNK)
     assert got[0][1] == sums.totals()[0]
 
 

@@ -39,7 +39,7 @@ def sums_of(values, workspace, count=1):
     for at in range(0, values.numel(), CHUNK):
         for index in range(count):
             sums.add(index, values[at : at + CHUNK] * (index + 1))
-        sums.end_chunk()
+        sums.advance(CHUNK)
     return sums.totals()
 
 
@@ -59,7 +59,7 @@ def test_chunks_beyond_the_last_lane_start_again_at_the_first(workspace):
     lanes = np.zeros(LANES)
     for c in range(n_chunks):
         sums.add(0, values[c : c + 1])
-        sums.end_chunk()
+        sums.advance(CHUNK)
         lanes[c % LANES] += float(values[c])
     assert sums.totals() == [float(tree(lanes))]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mergecore_kernels.operations import Consensus
 from mergecore_kernels.torch_ops.arithmetic import BITS, load, load_delta, rounded, store
 from mergecore_kernels.torch_ops.masks import apply_mask
-from mergecore_kernels.torch_ops.tile import Tile
+from mergecore_kernels.torch_ops.tile import PIECE, Tile
 from mergecore_kernels.torch_ops.workspace import Workspace
 
 LEAST_TOTAL = 1e-8
@@ -31,7 +31,7 @@ def consensus(tile: Tile, spec: Consensus, out: Tensor, workspace: Workspace) ->
     NaN and Inf spread to the output, with bits and signs that depend on the device.
     """
     combine = _elected_sum if spec.elect else _sum
-    for piece in tile.chunks():
+    for piece in tile.pieces(PIECE):
         assert piece.base is not None, "a consensus of deltas needs a base"
         base = load(piece.base, workspace.take("base", len(piece), piece.compute))
         combined = combine(piece, base, spec, workspace)

@@ -26,18 +26,20 @@ WORD = 0xFFFFFFFF
 _FIRST, _SECOND, _THIRD = 0xED5AD4BB, 0xAC4C1B51, 0x31848BAB
 
 
-def hash_chunk(key: Key, start: int, n: int, workspace: Workspace) -> Tensor:
-    """[n] int32 bits of the hashes of the elements start ... start + n - 1, n ≤ CHUNK. Valid until the next call.
+def hash_run(key: Key, start: int, n: int, workspace: Workspace) -> Tensor:
+    """[n] int32 bits of the hashes of the elements start ... start + n - 1, all in one block. Valid until the next call.
 
     `start` is a multiple of CHUNK.
     """
     out = workspace.take("hash", n, torch.int32)
     if workspace.use_numpy:
-        spare = workspace.take("hash shifted", n, torch.int32).numpy().view(np.uint32)
         bits = out.numpy().view(np.uint32)
-        seed, second = _chunk_seed(key, start)
-        np.bitwise_xor(_ramp()[:n], np.uint32(seed), out=bits)
-        _mix_numpy(bits, second, spare)
+        shifted = workspace.take("hash shifted", min(n, CHUNK), torch.int32).numpy().view(np.uint32)
+        for at in range(0, n, CHUNK):
+            chunk = bits[at : at + CHUNK]
+            seed, second = _chunk_seed(key, start + at)
+            np.bitwise_xor(_ramp()[: len(chunk)], np.uint32(seed), out=chunk)
+            _mix_numpy(chunk, second, shifted[: len(chunk)])
     else:
         offsets = torch.arange(n, dtype=torch.int32, device=workspace.device)
         out.copy_(hash_offsets_torch(key, start, offsets))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mergecore_kernels.operations import HASH_RANGE, Drop
 from mergecore_kernels.torch_ops.arithmetic import BITS
-from mergecore_kernels.torch_ops.counter_hash import hash_chunk, signed
+from mergecore_kernels.torch_ops.counter_hash import hash_run, signed
 from mergecore_kernels.torch_ops.workspace import Workspace
 
 _SIGN = -(1 << 31)
@@ -17,7 +17,7 @@ _SIGN = -(1 << 31)
 def drop(delta: Tensor, mask: Drop, start: int, workspace: Workspace) -> None:
     """Set the elements of `delta` whose hash is at or above the threshold to +0, in place.
 
-    Shapes: delta [n], n ≤ CHUNK, the elements from `start` on, a multiple of CHUNK.
+    Shapes: delta [n], within one block of hashes, the elements from `start` on, a multiple of CHUNK.
     """
     if mask.threshold >= HASH_RANGE:
         return
@@ -26,7 +26,7 @@ def drop(delta: Tensor, mask: Drop, start: int, workspace: Workspace) -> None:
         return
     integers = BITS[delta.dtype]
     n = delta.numel()
-    hashes = hash_chunk(mask.key, start, n, workspace)
+    hashes = hash_run(mask.key, start, n, workspace)
     kept = workspace.take("kept", n, integers)
     if workspace.use_numpy:
         below = workspace.take("below", n, torch.bool)

@@ -7,7 +7,7 @@ import torch
 from mergecore_kernels.operations import Gram
 from mergecore_kernels.torch_ops.arithmetic import load, load_delta
 from mergecore_kernels.torch_ops.reduction_tree import TreeSums
-from mergecore_kernels.torch_ops.tile import Tile, Tiles
+from mergecore_kernels.torch_ops.tile import PIECE, Tile, Tiles
 from mergecore_kernels.torch_ops.workspace import Workspace
 
 
@@ -21,7 +21,7 @@ def gram(tiles: Tiles, spec: Gram, workspace: Workspace) -> list[list[float]]:
             count = len(tile.inputs)
             pairs = [(i, j) for i in range(count) for j in range(i, count)]
             sums = TreeSums(len(pairs), workspace)
-        for piece in tile.chunks():
+        for piece in tile.pieces(PIECE):
             _add_products(piece, pairs, sums, workspace)
     dots = [[0.0] * count for _ in range(count)]
     for (i, j), total in zip(pairs, sums.totals() if sums else [], strict=True):
@@ -39,4 +39,4 @@ def _add_products(tile: Tile, pairs: list[tuple[int, int]], sums: TreeSums, work
     product = workspace.take("term", n, tile.compute)
     for index, (i, j) in enumerate(pairs):
         sums.add(index, torch.mul(values[i], values[j], out=product))
-    sums.end_chunk()
+    sums.advance(n)

@@ -6,7 +6,7 @@ from mergecore_kernels.operations import MagnitudeSums
 from mergecore_kernels.torch_ops.arithmetic import load, load_delta
 from mergecore_kernels.torch_ops.masks import apply_mask
 from mergecore_kernels.torch_ops.reduction_tree import TreeSums
-from mergecore_kernels.torch_ops.tile import Tile, Tiles
+from mergecore_kernels.torch_ops.tile import PIECE, Tile, Tiles
 from mergecore_kernels.torch_ops.workspace import Workspace
 
 
@@ -14,7 +14,7 @@ def magnitude_sums(tiles: Tiles, spec: MagnitudeSums, workspace: Workspace) -> l
     """[M] (Σ|δ|, Σ|δ| over what the mask keeps). Sums follow `reduction_tree`; what is masked counts as +0."""
     sums = TreeSums(2 * len(spec.masks), workspace)
     for tile in tiles:
-        for piece in tile.chunks():
+        for piece in tile.pieces(PIECE):
             _add_magnitudes(piece, spec, sums, workspace)
     totals = sums.totals()
     return list(zip(totals[0::2], totals[1::2], strict=True))
@@ -30,4 +30,4 @@ def _add_magnitudes(tile: Tile, spec: MagnitudeSums, sums: TreeSums, workspace: 
         sums.add(2 * i, delta)
         apply_mask(delta, mask, tile.start, workspace)
         sums.add(2 * i + 1, delta)
-    sums.end_chunk()
+    sums.advance(n)

@@ -19,7 +19,7 @@ from mergecore_kernels.operations import HASH_RANGE, Key, KthMagnitudes, Trim
 from mergecore_kernels.torch_ops.arithmetic import load, load_delta
 from mergecore_kernels.torch_ops.counter_hash import WORD
 from mergecore_kernels.torch_ops.sieve import INFINITY, ZERO, Interval, Sample, Sieve
-from mergecore_kernels.torch_ops.tile import Tiles
+from mergecore_kernels.torch_ops.tile import PIECE, Tiles
 from mergecore_kernels.torch_ops.workspace import Workspace
 
 SAMPLE = 1 << 17
@@ -53,8 +53,8 @@ def _sample_pass(tiles: Tiles, searches: dict[int, _Search], workspace: Workspac
     samples = {i: Sample(search.key, buffers[i], workspace) for i, search in searches.items()}
     for tile in tiles:
         for i, sample in samples.items():
-            # A complete sample is the answer, so its hashes must be exact, which they are chunk by chunk.
-            for piece in tile.chunks() if sample.gathering.stride == 1 else [tile]:
+            # A complete sample is the answer, so its hashes must be exact, which they are piece by piece.
+            for piece in tile.pieces(PIECE) if sample.gathering.stride == 1 else [tile]:
                 assert piece.base is not None, "magnitudes of deltas need a base"
                 sample.add(piece.inputs[i], piece.base, piece.start, piece.compute)
     for i, sample in samples.items():
@@ -65,7 +65,7 @@ def _sieve_pass(tiles: Tiles, searches: dict[int, _Search], workspace: Workspace
     buffers = _buffers(searches, workspace)
     sieves = {i: search.sieve(buffers[i], workspace) for i, search in searches.items()}
     for tile in tiles:
-        for piece in tile.chunks():
+        for piece in tile.pieces(PIECE):
             assert piece.base is not None, "magnitudes of deltas need a base"
             base = load(piece.base, workspace.take("base", len(piece), piece.compute))
             delta = workspace.take("term", len(piece), piece.compute)

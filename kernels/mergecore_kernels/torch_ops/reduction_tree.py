@@ -16,57 +16,62 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergecore_kernels.torch_ops.tile import CHUNK
+from mergecore_kernels.torch_ops.tile import CHUNK, PIECE
 from mergecore_kernels.torch_ops.workspace import Workspace
 
 LANES = 2048
 ROWS = CHUNK // LANES
-_BATCH = 16  # chunks whose trees are evaluated together; divides LANES
+_BATCH = 16  # chunks whose trees are evaluated together
 
 
 class TreeSums:
-    """`count` sums over the same chunks. Call `add` for each sum of a chunk, then `end_chunk`."""
+    """`count` sums over the same elements: `add` the values for each sum, then `advance` to the elements after them.
+
+    Each call begins at a multiple of CHUNK and takes at most PIECE elements.
+    """
 
     def __init__(self, count: int, workspace: Workspace) -> None:
         self._workspace = workspace
-        self._lanes = workspace.take("tree lanes", _BATCH * count * LANES, torch.float64).view(_BATCH, count, LANES)
+        room = _BATCH + PIECE // CHUNK
+        self._lanes = workspace.take("tree lanes", room * count * LANES, torch.float64).view(room, count, LANES)
         self._totals = torch.zeros(count, LANES, dtype=torch.float64, device=workspace.device)
         self._pending = 0  # chunks in _lanes
-        self._lane = 0  # of the first of them, in _totals
+        self._done = 0  # chunks in _totals
 
     def add(self, index: int, values: Tensor) -> None:
-        """Values of one chunk, [n] float32 or float64, for the sum `index`."""
-        if values.numel() < CHUNK:
-            values = self._filled(values)
-        rows = values.view(ROWS, LANES)
-        lanes = self._lanes[self._pending, index]
-        if self._workspace.use_numpy and _numpy_adds_rows_in_order():
-            with np.errstate(all="ignore"):  # overflow gives Inf, as in torch
-                lanes.numpy()[:] = np.add.reduce(rows.numpy(), axis=0)
-        else:
-            lanes.copy_(add_rows(rows))
+        """[n] float32 or float64, for the sum `index`."""
+        for i, chunk in enumerate(values.split(CHUNK) if values.numel() else ()):
+            rows = self._filled(chunk).view(ROWS, LANES)
+            lanes = self._lanes[self._pending + i, index]
+            if self._workspace.use_numpy and _numpy_adds_rows_in_order():
+                with np.errstate(all="ignore"):  # overflow gives Inf, as in torch
+                    lanes.numpy()[:] = np.add.reduce(rows.numpy(), axis=0)
+            else:
+                lanes.copy_(add_rows(rows))
 
-    def end_chunk(self) -> None:
-        self._pending += 1
-        if self._pending == _BATCH:
+    def advance(self, n: int) -> None:
+        """All sums have been given their next n values."""
+        self._pending += -(-n // CHUNK)
+        if self._pending >= _BATCH:
             self._fold()
 
     def totals(self) -> list[float]:
         """[count] the sums."""
-        if self._pending:
-            self._fold()
+        self._fold()
         return [float(total) for total in adjacent_pair_tree(self._totals).tolist()]
 
     def _filled(self, values: Tensor) -> Tensor:
+        if values.numel() == CHUNK:
+            return values
         chunk = self._workspace.take("tree tail", CHUNK, values.dtype)
         chunk[: values.numel()] = values
         chunk[values.numel() :] = 0
         return chunk
 
     def _fold(self) -> None:
-        partials = adjacent_pair_tree(self._lanes[: self._pending])  # [chunks, count]
-        self._totals[:, self._lane : self._lane + self._pending] += partials.T
-        self._lane = (self._lane + self._pending) % LANES
+        for partial in adjacent_pair_tree(self._lanes[: self._pending]):  # [count], chunk by chunk
+            self._totals[:, self._done % LANES] += partial
+            self._done += 1
         self._pending = 0
 
 

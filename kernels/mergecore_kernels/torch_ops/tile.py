@@ -11,6 +11,9 @@ from torch import Tensor
 
 CHUNK = 65_536
 """Elements. Reductions are defined on chunks counted from the tensor's start, so tiles are whole chunks."""
+PIECE = 2 * CHUNK
+"""Elements that an operation works on at a time: enough to make a call's overhead small, few enough for its buffers to
+stay in the cache. Results don't depend on it."""
 
 
 @dataclass(slots=True)
@@ -29,16 +32,18 @@ class Tile:
     def __len__(self) -> int:
         return self.inputs[0].numel()
 
-    def chunks(self) -> Iterator[Tile]:
-        """The tile in pieces of CHUNK elements: views, small enough for their buffers to stay in the cache."""
+    def pieces(self, size: int) -> Iterator[Tile]:
+        """The tile in pieces that end at multiples of `size`, itself a multiple of CHUNK: views."""
         n = len(self)
-        if n <= CHUNK:
-            yield self
-            return
-        for at in range(0, n, CHUNK):
-            piece = slice(at, at + CHUNK)
-            base = None if self.base is None else self.base[piece]
-            yield Tile(self.start + at, [x[piece] for x in self.inputs], base, self.compute)
+        at = 0
+        while at < n or n == 0:
+            end = min(at + size - (self.start + at) % size, n)
+            if at == 0 and end == n:
+                yield self
+                return
+            base = None if self.base is None else self.base[at:end]
+            yield Tile(self.start + at, [x[at:end] for x in self.inputs], base, self.compute)
+            at = end
 
 
 class Tiles(Protocol):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mergecore_kernels.operations import HASH_RANGE, Trim
-from mergecore_kernels.torch_ops.counter_hash import WORD, hash_chunk, hash_offsets
+from mergecore_kernels.torch_ops.counter_hash import WORD, hash_run, hash_offsets
 from mergecore_kernels.torch_ops.workspace import Workspace
 
 _FEW = 0.05
@@ -18,7 +18,7 @@ def trim(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> None:
     """Set to +0, in place, all elements whose magnitude, as float32, is below the mask's, and those equal to it whose
     hash is above its cut. NaN and Inf are larger than every finite magnitude.
 
-    Shapes: delta [n], n ≤ CHUNK, the elements from `start` on, a multiple of CHUNK.
+    Shapes: delta [n], within one block of hashes, the elements from `start` on, a multiple of CHUNK.
     """
     if mask.magnitude == float("inf"):
         delta.zero_()
@@ -29,7 +29,7 @@ def trim(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> None:
     else:
         magnitude = delta.abs().to(torch.float32)
         equal = magnitude == mask.magnitude
-        above_cut = (hash_chunk(mask.key, start, delta.numel(), workspace).to(torch.int64) & WORD) > mask.hash_cut
+        above_cut = (hash_run(mask.key, start, delta.numel(), workspace).to(torch.int64) & WORD) > mask.hash_cut
         delta.masked_fill_((magnitude < mask.magnitude) | (equal & above_cut), 0.0)
 
 
@@ -50,7 +50,7 @@ def _trim_numpy(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> 
         return
     np.logical_not(equal, out=equal)
     kept = workspace.take("below", n, torch.bool)
-    hashes = hash_chunk(mask.key, start, n, workspace).numpy().view(np.uint32)
+    hashes = hash_run(mask.key, start, n, workspace).numpy().view(np.uint32)
     np.less_equal(hashes, np.uint32(mask.hash_cut), out=kept.numpy())
     np.logical_or(kept.numpy(), equal, out=kept.numpy())
     # The bits times 1 or 0 is several times faster than a boolean mask.

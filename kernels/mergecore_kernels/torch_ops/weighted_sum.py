@@ -7,8 +7,10 @@ from torch import Tensor
 
 from mergecore_kernels.operations import Copy, WeightedSum
 from mergecore_kernels.torch_ops.arithmetic import load, load_delta, rounded, store
-from mergecore_kernels.torch_ops.tile import Tile
+from mergecore_kernels.torch_ops.tile import CHUNK, Tile
 from mergecore_kernels.torch_ops.workspace import Workspace
+
+_PIECE = 4 * CHUNK  # longer than elsewhere, as there are few buffers
 
 
 def copy(tile: Tile, spec: Copy, out: Tensor, workspace: Workspace) -> None:
@@ -24,7 +26,7 @@ def weighted_sum(tile: Tile, spec: WeightedSum, out: Tensor, workspace: Workspac
     product.
     """
     weights = [rounded(weight, tile.compute) for weight in spec.weights]
-    for piece in tile.chunks():
+    for piece in tile.pieces(_PIECE):
         at = piece.start - tile.start
         _weighted_sum(piece, weights, out[at : at + len(piece)], workspace)
 
