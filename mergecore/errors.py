@@ -4,7 +4,8 @@ MergeError              exit code 1
 ├── ConfigError         2   the YAML says what can't be meant: a misspelt key, an unknown method
 ├── PlanError           2   config and models don't fit together: a missing tensor, two shapes
 ├── CheckpointError     1   a model folder or file isn't what it should be: truncated, no index
-└── RunError            1   the merge began and could not be finished: disk full, NaN in an input
+├── RunError            1   the merge began and could not be finished: disk full, NaN in an input
+└── EvaluationError     1   a model can't be run here: no transformers, no such device
 
 An error carries one or more `Problem`s, so that all that is wrong can be told at once.
 """
@@ -77,3 +78,7 @@ class CheckpointError(MergeError):
 
 class RunError(MergeError):
     """The merge began and could not be finished."""
+
+
+class EvaluationError(MergeError):
+    """A model can't be run here."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergecore.errors import CheckpointError, ConfigError, MergeError, Problem
+from mergecore.errors import CheckpointError, ConfigError, EvaluationError, Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,10 +37,6 @@ TOKENIZER_FILES = (
     "tekken.json",
 )
 """A folder with none of these has no tokenizer, whatever its tokenizer_config.json says."""
-
-
-class EvaluationError(MergeError):
-    """The model can't be run here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,12 +45,9 @@ def options(
 
 
 def main() -> None:
-    """Run the command line. Exit code 0: done; 1: the merge failed; 2: wrong usage or config."""
+    """Run the command line. Exit code 0: done; 1: the merge failed; 2: wrong usage or config; 130: interrupted."""
     try:
         app()
-    except KeyboardInterrupt:
-        console.talk("interrupted")
-        sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone
         sys.exit(0)
     except Exception as error:

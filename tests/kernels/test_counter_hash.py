@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mergecore_kernels.operations import Drop, Key
-from mergecore_kernels.torch_ops.counter_hash import hash_run, hash_offsets, hash_offsets_torch
+from mergecore_kernels.torch_ops.counter_hash import hash_offsets, hash_offsets_torch, hash_run
 from mergecore_kernels.torch_ops.tile import CHUNK
 from mergecore_kernels.torch_ops.workspace import Workspace
 
@@ -50,9 +50,10 @@ def test_offsets_may_go_beyond_a_chunk(oracle_hash):
     np.testing.assert_array_equal(unsigned(hash_offsets_torch(KEY, CHUNK, torch.from_numpy(offsets).int())), want)
 
 
-def test_partial_and_empty_chunks(workspace):
-    whole = hash_run(KEY, CHUNK, CHUNK, workspace).clone()
+def test_runs_of_any_length(workspace):
+    whole = hash_run(KEY, CHUNK, 3 * CHUNK, workspace).clone()
     assert torch.equal(hash_run(KEY, CHUNK, 77, workspace), whole[:77])
+    assert torch.equal(hash_run(KEY, 2 * CHUNK, CHUNK + 5, workspace), whole[CHUNK : 2 * CHUNK + 5])
     assert hash_run(KEY, CHUNK, 0, workspace).numel() == 0
 
 

@@ -159,6 +159,16 @@ def test_nonfinite_is_largest(workspace, cut, fine_tunes, sorted_trim, special):
         assert (got.magnitude == LARGEST) == (k <= count)
 
 
+def test_equals_in_two_blocks_of_hashes(workspace, oracle_hash):
+    """At 2³² elements the hashes begin anew with other keys."""
+    start = (1 << 32) - 2 * CHUNK
+    n = 4 * CHUNK
+    tiles = [Tile(start, [torch.ones(n)], torch.zeros(n), F32)]
+    hashes = np.sort(oracle_hash(KEYS[0], np.arange(start, start + n)))
+    for k in (1, n // 2, n - 1):
+        assert find(tiles, (k,), workspace) == (Trim(1.0, int(hashes[k - 1]), KEYS[0]),)
+
+
 def test_asking_for_more_than_there_are_fails(workspace, cut, fine_tunes):
     base, models = fine_tunes(10, (F32, F32))
     with pytest.raises(ValueError, match="11-th largest of 10"):

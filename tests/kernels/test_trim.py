@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mergecore_kernels.operations import HASH_RANGE, Key, KthMagnitudes, Trim
 from mergecore_kernels.torch_ops import CHUNK, Workspace, measure
 from mergecore_kernels.torch_ops.masks import apply_mask
+from mergecore_kernels.torch_ops.tile import PIECE
 
 KEY = Key.of("trim", 1, "model.norm.weight", 0)
 F32, F64 = torch.float32, torch.float64
@@ -15,8 +16,8 @@ F32, F64 = torch.float32, torch.float64
 
 def trimmed(delta, mask, workspace):
     result = delta.clone()
-    for at in range(0, result.numel(), CHUNK):
-        apply_mask(result[at : at + CHUNK], mask, at, workspace)
+    for at in range(0, result.numel(), PIECE):
+        apply_mask(result[at : at + PIECE], mask, at, workspace)
     return result
 
 

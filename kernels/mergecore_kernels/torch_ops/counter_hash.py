@@ -27,9 +27,9 @@ _FIRST, _SECOND, _THIRD = 0xED5AD4BB, 0xAC4C1B51, 0x31848BAB
 
 
 def hash_run(key: Key, start: int, n: int, workspace: Workspace) -> Tensor:
-    """[n] int32 bits of the hashes of the elements start ... start + n - 1, all in one block. Valid until the next call.
+    """[n] int32 bits of the hashes of the elements start ... start + n - 1, valid until the next call.
 
-    `start` is a multiple of CHUNK.
+    `start` is a multiple of CHUNK. All elements are in one block.
     """
     out = workspace.take("hash", n, torch.int32)
     if workspace.use_numpy:

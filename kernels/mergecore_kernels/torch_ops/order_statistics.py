@@ -82,7 +82,7 @@ def _buffers(searches: dict[int, _Search], workspace: Workspace) -> dict[int, Te
     bytes_per_member = 8 if workspace.use_numpy else 32
     share = max(workspace.budget_bytes // (bytes_per_member * len(searches)), FEWEST)
     sizes = [min(search.expected, share) for search in searches.values()]
-    parts = workspace.take("members", sum(sizes), torch.int64).split(sizes)
+    parts = torch.split(workspace.take("members", sum(sizes), torch.int64), sizes)
     return dict(zip(searches, parts, strict=True))
 
 

@@ -11,9 +11,11 @@ So a float32 accumulator sees 32 terms: the relative error of a sum of squares s
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mergecore_kernels.torch_ops.tile import CHUNK, PIECE
@@ -21,6 +23,7 @@ from mergecore_kernels.torch_ops.workspace import Workspace
 
 LANES = 2048
 ROWS = CHUNK // LANES
+Values = TypeVar("Values", Tensor, NDArray[np.float64])
 _BATCH = 16  # chunks whose trees are evaluated together
 
 
@@ -34,20 +37,25 @@ class TreeSums:
         self._workspace = workspace
         room = _BATCH + PIECE // CHUNK
         self._lanes = workspace.take("tree lanes", room * count * LANES, torch.float64).view(room, count, LANES)
+        self._lanes_numpy: NDArray[np.float64] | None = None
+        if workspace.use_numpy and _numpy_adds_rows_in_order():
+            self._lanes_numpy = self._lanes.numpy()
         self._totals = torch.zeros(count, LANES, dtype=torch.float64, device=workspace.device)
         self._pending = 0  # chunks in _lanes
         self._done = 0  # chunks in _totals
 
     def add(self, index: int, values: Tensor) -> None:
         """[n] float32 or float64, for the sum `index`."""
-        for i, chunk in enumerate(values.split(CHUNK) if values.numel() else ()):
-            rows = self._filled(chunk).view(ROWS, LANES)
-            lanes = self._lanes[self._pending + i, index]
-            if self._workspace.use_numpy and _numpy_adds_rows_in_order():
-                with np.errstate(all="ignore"):  # overflow gives Inf, as in torch
-                    lanes.numpy()[:] = np.add.reduce(rows.numpy(), axis=0)
-            else:
-                lanes.copy_(add_rows(rows))
+        n = values.numel()
+        if n % CHUNK:
+            values = self._filled(values)
+        if self._lanes_numpy is None:
+            for i, rows in enumerate(values.view(-1, ROWS, LANES)):
+                self._lanes[self._pending + i, index] = add_rows(rows)
+            return
+        with np.errstate(all="ignore"):  # overflow gives Inf, as in torch
+            for i, chunk in enumerate(values.numpy().reshape(-1, ROWS, LANES)):
+                self._lanes_numpy[self._pending + i, index] = np.add.reduce(chunk, axis=0)
 
     def advance(self, n: int) -> None:
         """All sums have been given their next n values."""
@@ -61,15 +69,18 @@ class TreeSums:
         return [float(total) for total in adjacent_pair_tree(self._totals).tolist()]
 
     def _filled(self, values: Tensor) -> Tensor:
-        if values.numel() == CHUNK:
-            return values
-        chunk = self._workspace.take("tree tail", CHUNK, values.dtype)
-        chunk[: values.numel()] = values
-        chunk[values.numel() :] = 0
-        return chunk
+        n = values.numel()
+        filled = self._workspace.take("tree tail", -(-n // CHUNK) * CHUNK, values.dtype)
+        filled[:n] = values
+        filled[n:] = 0
+        return filled
 
     def _fold(self) -> None:
-        for partial in adjacent_pair_tree(self._lanes[: self._pending]):  # [count], chunk by chunk
+        if self._lanes_numpy is None:
+            partials = adjacent_pair_tree(self._lanes[: self._pending])
+        else:
+            partials = torch.from_numpy(adjacent_pair_tree(self._lanes_numpy[: self._pending]))
+        for partial in partials:  # [count], chunk by chunk
             self._totals[:, self._done % LANES] += partial
             self._done += 1
         self._pending = 0
@@ -83,7 +94,7 @@ def add_rows(rows: Tensor) -> Tensor:
     return total
 
 
-def adjacent_pair_tree(values: Tensor) -> Tensor:
+def adjacent_pair_tree(values: Values) -> Values:
     """[..., a power of two] -> [...]: neighbours are added until one is left."""
     while values.shape[-1] > 1:
         values = values[..., 0::2] + values[..., 1::2]

@@ -78,7 +78,7 @@ class Sample:
         self._workspace = workspace
 
     def add(self, x: Tensor, base: Tensor, start: int, compute: torch.dtype) -> None:
-        """[n] the elements from `start` on. n ≤ CHUNK as long as the stride is 1."""
+        """[n] the elements from `start` on, within one block of hashes as long as the stride is 1."""
         stride = self.gathering.stride
         # The first one differs from tile to tile, or a matrix would be sampled in a few of its columns.
         first = start // CHUNK * 40_503 % stride
@@ -103,7 +103,7 @@ class Sieve:
         self._workspace = workspace
 
     def add(self, bits: Tensor, start: int) -> None:
-        """[n] int32 bits of the float32 magnitudes from `start` on, n ≤ CHUNK. May change them."""
+        """[n] int32 bits of the float32 magnitudes from `start` on, within one block of hashes. May change them."""
         if self._workspace.use_numpy:
             members = torch.from_numpy(self._members_numpy(bits, start))
         else:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mergecore_kernels.operations import HASH_RANGE, Trim
-from mergecore_kernels.torch_ops.counter_hash import WORD, hash_run, hash_offsets
+from mergecore_kernels.torch_ops.counter_hash import WORD, hash_offsets, hash_run
 from mergecore_kernels.torch_ops.workspace import Workspace
 
 _FEW = 0.05
