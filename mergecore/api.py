@@ -41,9 +41,7 @@ def plan(
     `config` is the path of a YAML file, or its content as a mapping. Raises MergeError, with all problems found.
     """
     loaded = load(config, strict=strict)
-    return build(
-        loaded, seed=seed, shard_bytes=parse_size(shard_size, "shard_size"), allow_crimes=allow_crimes
-    )
+    return build(loaded, seed=seed, shard_bytes=parse_size(shard_size, "shard_size"), allow_crimes=allow_crimes)
 
 
 def merge(

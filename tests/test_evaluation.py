@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import typer
-from mergecore_cli.eval import eval_
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from mergecore.errors import CheckpointError, ConfigError, MergeError
 from mergecore.evaluation import EvaluationError, ModelScore, TextScore, evaluate, generate
+from mergecore_cli.eval import eval_
 
 QUICKSTART = Path(__file__).parents[1] / "configs/quickstart"
 BASE, PROSE = QUICKSTART / "base", QUICKSTART / "prose"

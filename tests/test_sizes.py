@@ -1,6 +1,7 @@
 """Sizes as people write them."""
 
 import pytest
+
 from mergecore import ConfigError
 from mergecore.sizes import parse_size
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from mergecore_kernels.operations import (
     Consensus,
     Copy,
@@ -29,7 +31,6 @@ from mergecore_kernels.operations import (
     WeightedSum,
 )
 from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace, combine, count_nonfinite, measure
-from torch import Tensor
 
 SIZES = {"llama-1b up_proj": 5632 * 2048, "llama-8b q_proj": 4096 * 4096}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mergecore import plan
 from mergecore.checkpoint.dtypes import Dtype
 from mergecore.checkpoint.safetensors_file import header_bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,10 +21,10 @@ _Hidden = typer.Option(hidden=True)
 def merge(
     config: ConfigFile,
     out: Annotated[Path, typer.Argument(help="The folder to write the merged model to.", metavar="OUT")],
-    device: Annotated[Optional[str], typer.Option(help="Where to compute: cpu, cuda, cuda:1.  [default: cpu]")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.  [default: cpu]")] = None,
     cuda: Annotated[bool, typer.Option("--cuda/--no-cuda", help="The same as --device cuda.")] = False,
     workers: Annotated[
-        Optional[int],
+        int | None,
         typer.Option("--workers", "-j", "--num-threads", min=0, help="Worker processes.  [default: one per core]"),
     ] = None,
     memory: Annotated[str, typer.Option(help="Memory for buffers, in all workers together.")] = "1GiB",
@@ -55,9 +55,9 @@ def merge(
     async_write: Annotated[bool, _Hidden] = False,
     write_threads: Annotated[int, _Hidden] = 1,
     trust_remote_code: Annotated[bool, _Hidden] = False,
-    transformers_cache: Annotated[Optional[str], _Hidden] = None,
-    lora_merge_cache: Annotated[Optional[str], _Hidden] = None,
-    lora_merge_dtype: Annotated[Optional[str], _Hidden] = None,
+    transformers_cache: Annotated[str | None, _Hidden] = None,
+    lora_merge_cache: Annotated[str | None, _Hidden] = None,
+    lora_merge_dtype: Annotated[str | None, _Hidden] = None,
     safe_serialization: Annotated[bool, _Hidden] = True,
     unsafe_truncate_embeddings: Annotated[bool, _Hidden] = False,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def methods(
-    name: Annotated[Optional[str], typer.Argument(help="Explain this method.", metavar="[NAME]")] = None,
+    name: Annotated[str | None, typer.Argument(help="Explain this method.", metavar="[NAME]")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
 ) -> None:
     """List the merge methods, or explain one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -19,12 +19,10 @@ def _verbose(value: int) -> None:
 
 
 ConfigFile = Annotated[Path, typer.Argument(help="The YAML config, as for mergekit.", metavar="CONFIG")]
-Quiet = Annotated[
-    bool, typer.Option("-q/ ", "--quiet/--no-quiet", callback=_quiet, help="Say nothing but errors.")
-]
+Quiet = Annotated[bool, typer.Option("-q/ ", "--quiet/--no-quiet", callback=_quiet, help="Say nothing but errors.")]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, callback=_verbose, help="Tell more.")]
 Seed = Annotated[
-    Optional[int],
+    int | None,
     typer.Option("--seed", "--random-seed", help="Repeats a merge with random numbers.  [default: drawn, and told]"),
 ]
 ShardSize = Annotated[

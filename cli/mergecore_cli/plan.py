@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 def plan(
     config: ConfigFile,
-    out: Annotated[Optional[Path], typer.Argument(help="Where it would be written to.", metavar="[OUT]")] = None,
+    out: Annotated[Path | None, typer.Argument(help="Where it would be written to.", metavar="[OUT]")] = None,
     workers: Annotated[
-        Optional[int], typer.Option("--workers", "-j", min=0, help="Worker processes.  [default: one per core]")
+        int | None, typer.Option("--workers", "-j", min=0, help="Worker processes.  [default: one per core]")
     ] = None,
     memory: Annotated[str, typer.Option(help="Memory for buffers, in all workers together.")] = "1GiB",
     shard_size: ShardSize = "5GB",

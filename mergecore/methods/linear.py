@@ -1,10 +1,9 @@
 """Linear: the weighted average of the models."""
 
-from mergecore_kernels.operations import WeightedSum
-
 from mergecore.errors import PlanError
 from mergecore.methods.method import Params, PerInput, Target
 from mergecore.methods.registry import method
+from mergecore_kernels.operations import WeightedSum
 
 
 class LinearParams(Params):

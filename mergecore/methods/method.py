@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
-from mergecore_kernels.operations import Combine, Key, Measure
 from pydantic import BaseModel, ConfigDict
+
+from mergecore_kernels.operations import Combine, Key, Measure
 
 T = TypeVar("T")
 

@@ -1,9 +1,8 @@
 """Passthrough: the one model as it is, for stacking layers of several models."""
 
-from mergecore_kernels.operations import Combine, Copy, WeightedSum
-
 from mergecore.methods.method import Params, PerInput, Target
 from mergecore.methods.registry import method
+from mergecore_kernels.operations import Combine, Copy, WeightedSum
 
 
 class PassthroughParams(Params):

@@ -6,10 +6,9 @@ import difflib
 from collections.abc import Callable
 from typing import Any, Literal
 
-from mergecore_kernels.operations import Combine
-
 from mergecore.errors import ConfigError
 from mergecore.methods.method import Method, Params, Recipe, Target
+from mergecore_kernels.operations import Combine
 
 _METHODS: dict[str, Method] = {}
 

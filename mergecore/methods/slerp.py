@@ -2,11 +2,10 @@
 
 from math import prod, sqrt
 
-from mergecore_kernels.operations import Gram, WeightedSum
-from mergecore_kernels.trigonometry import arc_cosine, sine
-
 from mergecore.methods.method import Params, Recipe, Target
 from mergecore.methods.registry import method
+from mergecore_kernels.operations import Gram, WeightedSum
+from mergecore_kernels.trigonometry import arc_cosine, sine
 
 LINEAR_ABOVE = 0.9995
 """Cosine from which on the arc is so short that the tensors are mixed linearly."""

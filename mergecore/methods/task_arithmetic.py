@@ -1,10 +1,9 @@
 """Task arithmetic: add the models' differences from the base to it."""
 
-from mergecore_kernels.operations import WeightedSum
-
 from mergecore.methods.method import PerTask, Target
 from mergecore.methods.registry import method
 from mergecore.methods.task_vectors import SparseParams
+from mergecore_kernels.operations import WeightedSum
 
 LEAST_TOTAL = 1e-8
 """Weights that add up to less than this are not divided by their sum."""

@@ -3,10 +3,10 @@
 from collections.abc import Generator
 from typing import Any
 
-from mergecore_kernels.operations import Consensus, Drop, KthMagnitudes, MagnitudeSums, Mask, Measure, Trim
 from pydantic import Field
 
 from mergecore.methods.method import Params, PerTask, Target
+from mergecore_kernels.operations import Consensus, Drop, KthMagnitudes, MagnitudeSums, Mask, Measure, Trim
 
 LEAST_SUM = 1e-7
 """Sums of magnitudes below this are taken for zero: there is nothing to rescale."""

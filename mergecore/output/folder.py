@@ -33,7 +33,7 @@ def check_folder(folder: Path, plan: Plan, *, overwrite: bool) -> None:
     for model in plan.models:
         if folder.exists() and model.folder.resolve() == folder.resolve():
             raise PlanError.at(folder, f"is the folder of the input model {model.name}", "write to another folder")
-    if not overwrite and folder.exists() and any(not name.endswith(PARTIAL) for name in os.listdir(folder)):
+    if not overwrite and folder.exists() and any(path.suffix != PARTIAL for path in folder.iterdir()):
         raise PlanError.at(folder, "is not empty", "--overwrite replaces the model in it")
     free = free_bytes(folder)
     if free < plan.write_bytes:

@@ -129,7 +129,9 @@ def _base_problems(method: Method, found: Slice, names: Sequence[str]) -> Iterat
         return
     if found.base is None:
         if method.base == "required":
-            yield Problem(found.where, f"`{method.name}` needs a `base_model`{found.label}", "name one at the top level")
+            yield Problem(
+                found.where, f"`{method.name}` needs a `base_model`{found.label}", "name one at the top level"
+            )
     elif found.base not in [source.model for source in found.sources]:
         yield Problem(
             found.where,

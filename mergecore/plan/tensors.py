@@ -113,7 +113,9 @@ class TensorPlanner:
             return True
         shapes = ", ".join(f"{list(i.tensor.shape)} in {self.names[i.model]}" for i in inputs)
         hint = "models with different vocabularies can't be merged yet" if self._differ_in_words(weight, inputs) else ""
-        self._problem(self.where, f"`{name}` has different shapes: {shapes}", hint or "all models must have the same sizes")
+        self._problem(
+            self.where, f"`{name}` has different shapes: {shapes}", hint or "all models must have the same sizes"
+        )
         return False
 
     def _differ_in_words(self, weight: Weight, inputs: Sequence[Input]) -> bool:

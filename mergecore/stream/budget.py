@@ -39,6 +39,7 @@ def check_memory(plan: Plan, workers: int, memory_bytes: int) -> None:
     if memory_bytes < least:
         raise PlanError.at(
             "--memory",
-            f"{memory_bytes / 1e6:.3g} MB is too little for {workers} workers: at least {least / 1e6:.3g} MB are needed",
+            f"{memory_bytes / 1e6:.3g} MB is too little for {workers} workers: "
+            f"at least {least / 1e6:.3g} MB are needed",
             "give more memory or use fewer --workers",
         )

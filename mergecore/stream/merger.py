@@ -6,10 +6,6 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import torch
-from mergecore_kernels import torch_ops
-from mergecore_kernels.operations import Combine, Copy
-from mergecore_kernels.torch_ops.tile import Tile
-from mergecore_kernels.torch_ops.workspace import Workspace
 from torch import Tensor
 
 from mergecore import methods
@@ -19,6 +15,10 @@ from mergecore.stream.budget import tile_elements, tiles_bytes
 from mergecore.stream.job import Job, OnProgress, Outcome, Setup
 from mergecore.stream.reader import Buffers, Files, TensorTiles, raw_bytes, torch_dtype
 from mergecore.stream.writer import ShardFiles
+from mergecore_kernels import torch_ops
+from mergecore_kernels.operations import Combine, Copy
+from mergecore_kernels.torch_ops.tile import Tile
+from mergecore_kernels.torch_ops.workspace import Workspace
 
 
 class Merger:
@@ -132,5 +132,7 @@ def _device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise RunError.at("--device", f"`{name}` can't be used: {reason}", "leave it out to merge on the CPU") from error
+        raise RunError.at(
+            "--device", f"`{name}` can't be used: {reason}", "leave it out to merge on the CPU"
+        ) from error
     return device

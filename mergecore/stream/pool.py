@@ -59,7 +59,7 @@ class Processes:
 
     def run(self, setup: Setup, jobs: Iterable[Job], on_progress: OnProgress) -> Iterator[Outcome]:
         queue = deque(jobs)
-        busy = {connection: 0 for connection in self._connections}
+        busy = dict.fromkeys(self._connections, 0)
         for connection in busy:
             self._send(connection, setup)
             for _ in range(min(_JOBS_AHEAD, len(queue))):
@@ -135,10 +135,7 @@ def _launch(connections: list[Connection]) -> list[subprocess.Popen[bytes]]:
 
 
 def _start(descriptors: list[int]) -> subprocess.Popen[bytes]:
-    code = (
-        f"import sys; sys.path[:] = {sys.path!r}\n"
-        f"from mergecore.stream.worker import main\nmain({descriptors!r})"
-    )
+    code = f"import sys; sys.path[:] = {sys.path!r}\nfrom mergecore.stream.worker import main\nmain({descriptors!r})"
     # One thread per process: the work is spread over processes. A session of their own keeps Ctrl-C from them.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     return subprocess.Popen(

@@ -8,8 +8,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from mergecore_kernels.torch_ops.nonfinite import count_nonfinite
-from mergecore_kernels.torch_ops.tile import Tile
 from torch import Tensor
 
 from mergecore.checkpoint.dtypes import Dtype
@@ -17,6 +15,8 @@ from mergecore.checkpoint.safetensors_file import TensorRef
 from mergecore.errors import CheckpointError
 from mergecore.plan.plan import OutputTensor
 from mergecore.stream.positional_io import open_to_read, read_at
+from mergecore_kernels.torch_ops.nonfinite import count_nonfinite
+from mergecore_kernels.torch_ops.tile import Tile
 
 _MOST_OPEN_FILES = 128
 

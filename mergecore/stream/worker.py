@@ -76,4 +76,3 @@ def throttled(connection: Connection) -> Callable[[int, int], None]:
             sent_at, read, written = now, 0, 0
 
     return report
-

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from mergecore.checkpoint.architecture import recognize
 from mergecore.checkpoint.checkpoint import open_checkpoint
 from mergecore.errors import CheckpointError, MergeError, PlanError

@@ -2,11 +2,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mergecore_kernels.operations import Combine, Copy
 
 from mergecore.config import Config, load
 from mergecore.errors import ConfigError
 from mergecore.methods import Params, PerInput, Target, method, registry
+from mergecore_kernels.operations import Combine, Copy
 
 
 @pytest.fixture

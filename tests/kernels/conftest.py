@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 import torch
-from mergecore_kernels.operations import Key
-from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace
 from numpy.typing import NDArray
 from torch import Tensor
+
+from mergecore_kernels.operations import Key
+from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace
 
 Cut = Callable[..., list[Tile]]
 FineTunes = Callable[..., tuple[Tensor, list[Tensor]]]

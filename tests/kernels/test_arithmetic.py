@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mergecore_kernels.torch_ops.arithmetic import load, load_delta, rounded, store
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mergecore_kernels.operations import Consensus, Drop, Key, KthMagnitudes, Trim
 from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace, combine, measure
 

@@ -5,6 +5,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
+
 from mergecore_kernels.operations import Drop, Key
 from mergecore_kernels.torch_ops.counter_hash import hash_offsets, hash_offsets_torch, hash_run
 from mergecore_kernels.torch_ops.tile import CHUNK

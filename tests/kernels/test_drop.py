@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from mergecore_kernels.operations import HASH_RANGE, Drop, Key
 from mergecore_kernels.torch_ops import CHUNK
 from mergecore_kernels.torch_ops.masks import apply_mask

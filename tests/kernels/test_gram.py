@@ -4,6 +4,7 @@ from math import fsum
 
 import pytest
 import torch
+
 from mergecore_kernels.operations import Gram
 from mergecore_kernels.torch_ops import CHUNK, Workspace, measure
 from mergecore_kernels.torch_ops.reduction_tree import ROWS, TreeSums

@@ -5,6 +5,7 @@ from math import fsum
 import numpy as np
 import pytest
 import torch
+
 from mergecore_kernels.operations import Drop, Key, KthMagnitudes, MagnitudeSums
 from mergecore_kernels.torch_ops import CHUNK, Workspace, measure
 from mergecore_kernels.torch_ops.reduction_tree import ROWS

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from mergecore_kernels.torch_ops import count_nonfinite
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]

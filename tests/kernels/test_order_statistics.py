@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mergecore_kernels.operations import HASH_RANGE, Key, KthMagnitudes, Trim
 from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace, measure
 from mergecore_kernels.torch_ops.order_statistics import FEWEST, SAMPLE

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mergecore_kernels.torch_ops.reduction_tree import LANES, ROWS, TreeSums, adjacent_pair_tree
 from mergecore_kernels.torch_ops.tile import CHUNK
 from mergecore_kernels.torch_ops.workspace import Workspace

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from mergecore_kernels.torch_ops.tile import CHUNK, Tile
 
 

@@ -4,6 +4,7 @@ import math
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mergecore_kernels.trigonometry import arc_cosine, sine
 
 EPS = 2.0**-52

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from mergecore_kernels.operations import HASH_RANGE, Key, KthMagnitudes, Trim
 from mergecore_kernels.torch_ops import CHUNK, Workspace, measure
 from mergecore_kernels.torch_ops.masks import apply_mask

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from mergecore_kernels.operations import Copy, WeightedSum
 from mergecore_kernels.torch_ops import CHUNK, combine
 

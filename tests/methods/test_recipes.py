@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from mergecore import PlanError, methods
 from mergecore.methods import Target
 from mergecore_kernels.operations import (
@@ -114,7 +115,8 @@ class TestTaskArithmetic:
 
 class TestTies:
     @pytest.mark.parametrize(
-        ("density", "n", "kept"), [(0.29, 100, 28), (0.5, 7, 3), (0.05, 16, 1), (0.0, 16, 0), (-1.0, 16, 0), (2.0, 9, 9)]
+        ("density", "n", "kept"),
+        [(0.29, 100, 28), (0.5, 7, 3), (0.05, 16, 1), (0.0, 16, 0), (-1.0, 16, 0), (2.0, 9, 9)],
     )
     def test_how_many_are_kept(self, density: float, n: int, kept: int) -> None:
         values = {"weight": (1.0, 1.0), "density": (density, 0.5)}

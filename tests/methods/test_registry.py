@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from mergecore import ConfigError, methods
 from mergecore.methods import Scope
 

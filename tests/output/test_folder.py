@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from mergecore import PlanError, merge, plan
 from mergecore.output import folder as output_folder
 from mergecore.output.config_json import config_json
@@ -45,7 +46,11 @@ def test_card_and_tokenizer_can_be_left_out(make_model, tmp_path: Path) -> None:
     a = make_model("a")
     (a / "tokenizer.json").write_text("{}")
     merge(source(a), tmp_path / "out", workers=0, copy_tokenizer=False, write_card=False)
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"config.json", "model.safetensors", "mergecore_config.yml"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "mergecore_config.yml",
+    }
 
 
 def test_the_card_says_what_was_merged(make_model, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from mergecore import MergeError, PlanError, plan
 from mergecore.checkpoint.dtypes import Dtype
 from mergecore.plan.plan import OutputTensor, Plan
@@ -192,7 +193,8 @@ def test_shape_mismatch_names_both_shapes(make_model, llama) -> None:
     tensors = llama() | {"model.norm.weight": torch.ones(7)}
     a, b = make_model("a"), make_model("b", tensors)
     fails(
-        f"`model.norm.weight` has different shapes: [24] in {a}, [7] in {b} (hint: all models must have the same sizes)",
+        f"`model.norm.weight` has different shapes: [24] in {a}, [7] in {b} "
+        "(hint: all models must have the same sizes)",
         config("linear", a, b, parameters={"weight": 1}),
     )
 
@@ -321,6 +323,7 @@ def test_seed_is_drawn_only_where_something_is_random(make_model) -> None:
 
 def test_digest_names_the_merge(make_model) -> None:
     a, b = make_model("a"), make_model("b")
+
     def digest(weight: float) -> str:
         return plan(config("linear", a, b, parameters={"weight": weight})).digest
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from mergecore import PlanError, RunError, merge
 from mergecore.stream import pool as pools
 from mergecore.stream.job import Setup
@@ -49,7 +50,9 @@ def test_a_device_that_is_not_there(make_model, tmp_path: Path) -> None:
 
 
 def test_too_little_memory(make_model, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match=r"--memory: 0.005 MB is too little for 2 workers: at least [\d.]+ MB are needed"):
+    with pytest.raises(
+        PlanError, match=r"--memory: 0.005 MB is too little for 2 workers: at least [\d.]+ MB are needed"
+    ):
         merge(source(make_model("a")), tmp_path / "out", workers=2, memory=5000)
     assert not (tmp_path / "out").exists()
 
@@ -72,8 +75,8 @@ def test_a_script_without_a_main_guard_can_merge(make_model, tmp_path: Path) -> 
     import sys
 
     script = tmp_path / "script.py"
-    script.write_text(f"import mergecore\nmergecore.merge({source(make_model('a'))!r}, 'out', workers=2)\nprint('done')\n")
+    script.write_text(
+        f"import mergecore\nmergecore.merge({source(make_model('a'))!r}, 'out', workers=2)\nprint('done')\n"
+    )
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
-
-

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from mergecore import merge, methods, plan
-from mergecore.stream import budget, execute
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from mergecore import merge, methods, plan
+from mergecore.stream import budget, execute
 
 ROWS, COLUMNS = 700, 301  # several chunks and a rest
 

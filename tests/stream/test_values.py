@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from mergecore import RunError, merge, methods
 from safetensors.torch import load_file
 from torch import Tensor
+
+from mergecore import RunError, merge, methods
 
 Reference = Callable[[Tensor, Tensor, Tensor], Tensor]
 WEIGHTS = (0.7, -0.4)
@@ -69,7 +70,9 @@ def test_agrees_with_the_definition(method: str, make_model, llama, tmp_path: Pa
     reference, own, shared = CASES[method]
     models = {name: llama(seed=seed) for seed, name in enumerate(("base", "a", "b"))}
     folders = {name: str(make_model(name, tensors)) for name, tensors in models.items()}
-    entries = [{"model": folders[name], "parameters": {"weight": w} | own} for name, w in zip("ab", WEIGHTS, strict=True)]
+    entries = [
+        {"model": folders[name], "parameters": {"weight": w} | own} for name, w in zip("ab", WEIGHTS, strict=True)
+    ]
     if method == "passthrough":
         del entries[1]
     found = methods.get(method)

@@ -11,7 +11,7 @@ from mergecore_kernels.torch_ops.counter_hash import WORD, hash_offsets, hash_ru
 from mergecore_kernels.torch_ops.workspace import Workspace
 
 _FEW = 0.05
-"""Share of equals below which they are hashed one by one; above it, hashing the whole chunk is faster."""
+"""Share of equals below which they are hashed one by one; above it, hashing all elements is faster."""
 
 
 def trim(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> None:
