@@ -7,7 +7,7 @@ from mergecore.plan.plan import OutputTensor, Plan
 
 CHUNK = 65_536
 """Elements. Reductions are defined on chunks counted from a tensor's start, so tiles consist of whole ones."""
-TILE_CHUNKS = 2
+TILE_CHUNKS = 4
 """Chunks in a tile: small enough for the caches, large enough that the calls cost little beside the work."""
 _SCRATCH_TENSORS = 8
 """Tile-sized buffers that the operations need beside one per input."""

@@ -102,7 +102,7 @@ class Merger:
         """Tensors that can't be merged can be copied if all inputs are the same."""
         names = self._setup.model_names
         for source, other in zip(tensor.inputs[1:], tile.inputs[1:], strict=True):
-            if not torch.equal(tile.inputs[0], other):
+            if not torch.equal(tile.inputs[0].view(torch.uint8), other.view(torch.uint8)):
                 raise RunError.at(
                     names[source.model],
                     f"`{tensor.name}` is not floating point, so it can only be copied, but it differs from the one of "

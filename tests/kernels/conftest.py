@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -15,6 +15,15 @@ from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace
 
 Cut = Callable[..., list[Tile]]
 FineTunes = Callable[..., tuple[Tensor, list[Tensor]]]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """As in a worker process. With more, torch's threads wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=["numpy", "torch"])
