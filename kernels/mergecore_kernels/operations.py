@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TypeAlias
 
+CHUNK = 65_536
+"""Elements. Reductions are defined on chunks counted from a tensor's start, so a tile is made of whole chunks."""
 HASH_RANGE = 1 << 32
 """The counter hash gives integers in [0, HASH_RANGE)."""
 

@@ -2,18 +2,13 @@
 
 from mergecore.methods.method import Recipe, Target
 from mergecore.methods.registry import method
-from mergecore.methods.task_vectors import SparseParams, consensus, drops, rescales
-
-
-class DareLinearParams(SparseParams):
-    rescale: bool = True
-    """Multiply what is kept so that the sum of the magnitudes is what it was before."""
+from mergecore.methods.task_vectors import DareParams, consensus, drops, rescales
 
 
 @method(
     "dare_linear",
-    params=DareLinearParams,
-    example=DareLinearParams(weight=(0.6, 0.4), density=(0.5, 0.5)),
+    params=DareParams,
+    example=DareParams(weight=(0.6, 0.4), density=(0.5, 0.5)),
     paper="Yu et al. 2023, Language models are super Mario, https://arxiv.org/abs/2311.03099",
     space="deltas",
     base="required",
@@ -21,7 +16,7 @@ class DareLinearParams(SparseParams):
     measures="the sums of magnitudes before and after the drop",
     random=True,
 )
-def dare_linear(p: DareLinearParams, target: Target) -> Recipe:
+def dare_linear(p: DareParams, target: Target) -> Recipe:
     """Keeps each element of a delta with the probability `density`, rescales what is kept and adds the deltas up.
 
     Which elements are kept depends on the seed alone, not on device, workers or memory.

@@ -2,18 +2,13 @@
 
 from mergecore.methods.method import Recipe, Target
 from mergecore.methods.registry import method
-from mergecore.methods.task_vectors import SparseParams, consensus, drops, rescales
-
-
-class DareTiesParams(SparseParams):
-    rescale: bool = True
-    """Multiply what is kept so that the sum of the magnitudes is what it was before."""
+from mergecore.methods.task_vectors import DareParams, consensus, drops, rescales
 
 
 @method(
     "dare_ties",
-    params=DareTiesParams,
-    example=DareTiesParams(weight=(0.6, 0.4), density=(0.5, 0.5)),
+    params=DareParams,
+    example=DareParams(weight=(0.6, 0.4), density=(0.5, 0.5)),
     paper="Yu et al. 2023, Language models are super Mario, https://arxiv.org/abs/2311.03099, with the election of "
     "Yadav et al. 2023, https://arxiv.org/abs/2306.01708",
     space="deltas",
@@ -22,7 +17,7 @@ class DareTiesParams(SparseParams):
     measures="the sums of magnitudes before and after the drop",
     random=True,
 )
-def dare_ties(p: DareTiesParams, target: Target) -> Recipe:
+def dare_ties(p: DareParams, target: Target) -> Recipe:
     """Keeps each element of a delta with the probability `density`, rescales what is kept, elects the sign of each
     element by the weighted sum and adds up the deltas that have that sign.
 

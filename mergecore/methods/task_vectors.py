@@ -30,6 +30,11 @@ class SparseParams(TaskVectorParams):
     """Multiply what is kept so that the sum of the magnitudes is what it was before."""
 
 
+class DareParams(SparseParams):
+    rescale: bool = True
+    """Multiply what is kept so that the sum of the magnitudes is what it was before."""
+
+
 def trims(p: SparseParams, target: Target) -> Generator[Measure, Any, tuple[Mask, ...]]:
     """Measure the trims that keep the largest magnitudes: trunc(density · N) of them, at least one."""
     kept = tuple(_kept(density, target.n) for density in p.density)

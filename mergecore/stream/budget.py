@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from mergecore.errors import PlanError
 from mergecore.plan.plan import OutputTensor, Plan
+from mergecore_kernels.operations import CHUNK
 
-CHUNK = 65_536
-"""Elements. Reductions are defined on chunks counted from a tensor's start, so tiles consist of whole ones."""
 TILE_CHUNKS = 4
 """Chunks in a tile: small enough for the caches, large enough that the calls cost little beside the work."""
 _SCRATCH_TENSORS = 8

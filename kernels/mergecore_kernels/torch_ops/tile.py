@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-CHUNK = 65_536
-"""Elements. Reductions are defined on chunks counted from the tensor's start, so tiles are whole chunks."""
+from mergecore_kernels.operations import CHUNK as CHUNK
+
 PIECE = 2 * CHUNK
 """Elements that an operation works on at a time: enough to make a call's overhead small, few enough for its buffers to
 stay in the cache. Results don't depend on it."""
