@@ -12,6 +12,7 @@ from mergecore.output.folder import abandon_folder, check_folder, finish_folder,
 from mergecore.plan.build import build
 from mergecore.plan.plan import Plan
 from mergecore.sizes import parse_size
+from mergecore.stream.backend import choose_backend
 from mergecore.stream.execute import Report, execute
 from mergecore.stream.pool import default_workers, start_pool
 
@@ -49,6 +50,7 @@ def merge(
     out: str | Path,
     *,
     device: str = "cpu",
+    backend: str = "auto",
     workers: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
     shard_size: str | int = DEFAULT_SHARD_SIZE,
@@ -64,13 +66,15 @@ def merge(
 ) -> Result:
     """Merge models into the folder `out`.
 
-    `config` is the path of a YAML file, or its content as a mapping. `workers` processes (None: one per core; 0: this
+    `config` is the path of a YAML file, or its content as a mapping. `device` is named as in torch; `backend` is torch,
+    triton (on a GPU), or auto, which takes triton where it can. `workers` processes (None: one per core; 0: this
     process) share the work and `memory` bytes of buffers. `seed` repeats a merge that has random numbers. `on_plan`
     is called before the first weight is read, `on_progress` with the bytes read and written since its last call.
 
     Raises MergeError: PlanError and ConfigError before anything is written, RunError and CheckpointError after that;
     then nothing is left behind.
     """
+    chosen = choose_backend(backend, device)
     count = _workers(workers, device)
     memory_bytes = parse_size(memory, "memory")
     pool = start_pool(count)  # the workers load torch while this process plans
@@ -86,7 +90,7 @@ def merge(
                 folder,
                 pool,
                 workers=count,
-                device=device,
+                backend=chosen,
                 memory_bytes=memory_bytes,
                 allow_nonfinite=allow_nonfinite,
                 on_progress=on_progress,

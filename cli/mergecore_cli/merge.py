@@ -23,6 +23,9 @@ def merge(
     out: Annotated[Path, typer.Argument(help="The folder to write the merged model to.", metavar="OUT")],
     device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.  [default: cpu]")] = None,
     cuda: Annotated[bool, typer.Option("--cuda/--no-cuda", help="The same as --device cuda.")] = False,
+    backend: Annotated[
+        str, typer.Option(help="What computes: torch, triton (on a GPU), or auto: triton where it can.")
+    ] = "auto",
     workers: Annotated[
         int | None,
         typer.Option("--workers", "-j", "--num-threads", min=0, help="Worker processes.  [default: one per core]"),
@@ -81,6 +84,7 @@ def merge(
             config,
             out,
             device=device or ("cuda" if cuda or gpu_rich else "cpu"),
+            backend=backend,
             workers=workers,
             memory=memory,
             shard_size=shard_size,
@@ -111,10 +115,11 @@ def _tell(result: Result) -> None:
     plan, report = result.plan, result.report
     for (tensor, model), count in report.nonfinite.items():
         console.warn(f"`{tensor}` of {model} holds {count} values that are NaN or infinite")
+    console.detail(f"The backend is {report.backend.name}: {report.backend.why}")
     rate = (report.read_bytes + report.written_bytes) / max(report.seconds, 1e-9) / 1e9
     console.talk(
-        f"Merged {len(plan.tensors)} tensors ({report.seconds:.1f} s, read {console.gigabytes(report.read_bytes)}, "
-        f"{rate:.2f} GB/s in and out)"
+        f"Merged {len(plan.tensors)} tensors with {report.backend} ({report.seconds:.1f} s, "
+        f"read {console.gigabytes(report.read_bytes)}, {rate:.2f} GB/s in and out)"
     )
     files = console.count(len(plan.shards), "weight file")
     console.talk(f"Wrote {result.folder} ({files}, {console.gigabytes(plan.write_bytes)})")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
+from math import inf
 from typing import TypeAlias
 
 CHUNK = 65_536
@@ -47,7 +48,10 @@ class Trim:
     """Keep the largest magnitudes: all |δ| above `magnitude`, and of those equal to it the ones whose hash is at most
     `hash_cut`. With the values that `KthMagnitudes` gives, exactly k elements are kept.
 
-    Source: Yadav et al. 2023, arXiv:2306.01708 (TIES).
+    With the magnitude and the cut of a second `Trim` of the same key as `upper` and `upper_cut`, what that one keeps is
+    left out: the band between two ranks.
+
+    Source: Yadav et al. 2023, arXiv:2306.01708 (TIES); the band: Davari & Belilovsky 2023, arXiv:2312.06795.
     """
 
     magnitude: float
@@ -55,6 +59,10 @@ class Trim:
     hash_cut: int
     """HASH_RANGE - 1 keeps all elements whose magnitude is equal."""
     key: Key
+    upper: float = inf
+    """Leave out the outliers above this magnitude, exact in float32; NaN is none of them. Infinity: there are none."""
+    upper_cut: int = -1
+    """Of those equal to `upper`, the ones whose hash is at most this are outliers too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mergecore.plan.plan import OutputTensor, Plan
+from mergecore.stream.backend import Backend
 from mergecore.stream.budget import check_memory
 from mergecore.stream.job import Job, OnProgress, Setup
 from mergecore.stream.pool import Pool
@@ -21,6 +22,7 @@ SPAN = 1 << 24
 class Report:
     """What a run did."""
 
+    backend: Backend
     seconds: float
     read_bytes: int
     written_bytes: int
@@ -34,7 +36,7 @@ def execute(
     pool: Pool,
     *,
     workers: int,
-    device: str,
+    backend: Backend,
     memory_bytes: int,
     allow_nonfinite: bool,
     on_progress: OnProgress,
@@ -50,7 +52,7 @@ def execute(
         model_names=tuple(model.name for model in plan.models),
         budget_bytes=memory_bytes // max(workers, 1),
         allow_nonfinite=allow_nonfinite,
-        device=device,
+        backend=backend,
     )
     read_bytes = written_bytes = 0
     nonfinite: dict[tuple[str, str], int] = {}
@@ -59,7 +61,7 @@ def execute(
         written_bytes += outcome.written_bytes
         for tensor, model, count in outcome.nonfinite:
             nonfinite[tensor, model] = nonfinite.get((tensor, model), 0) + count
-    return Report(time.monotonic() - began, read_bytes, written_bytes, nonfinite)
+    return Report(backend, time.monotonic() - began, read_bytes, written_bytes, nonfinite)
 
 
 def jobs(plan: Plan) -> list[Job]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mergecore.plan.plan import OutputTensor, Shard
+from mergecore.stream.backend import Backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,7 @@ class Setup:
     budget_bytes: int
     """Memory for one worker's buffers."""
     allow_nonfinite: bool
-    device: str
-    """As torch names it: where the arithmetic is done."""
+    backend: Backend
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from mergecore.stream.budget import tile_elements, tiles_bytes
 from mergecore.stream.job import Job, OnProgress, Outcome, Setup
 from mergecore.stream.reader import Buffers, Files, TensorTiles, raw_bytes, torch_dtype
 from mergecore.stream.writer import ShardFiles
-from mergecore_kernels import torch_ops
 from mergecore_kernels.operations import Combine, Copy
 from mergecore_kernels.torch_ops.tile import Tile
 from mergecore_kernels.torch_ops.workspace import Workspace
@@ -29,7 +29,8 @@ class Merger:
         self._files = Files()
         self._output = ShardFiles(setup.folder, setup.shards)
         self._buffers = Buffers()
-        self._device = _device(setup.device)
+        self._operations = import_module(f"mergecore_kernels.{setup.backend.name}_ops")
+        self._device = _device(setup.backend.device)
         self._workspace = Workspace(self._device, budget_bytes=0)
 
     def run(self, job: Job, on_progress: OnProgress) -> Outcome:
@@ -73,14 +74,14 @@ class Merger:
             except StopIteration as end:
                 combine: Combine = end.value
                 return combine
-            answer = torch_ops.measure(question, tiles, self._workspace)
+            answer = self._operations.measure(question, tiles, self._workspace)
 
     def _combined(self, tensor: OutputTensor, combine: Combine, tile: Tile) -> Tensor:
         dtype = torch_dtype(tensor.dtype)
         if isinstance(combine, Copy) and tile.inputs[0].dtype == dtype:
             return tile.inputs[0]
         out = self._workspace.take("output", len(tile.inputs[0]), dtype)
-        torch_ops.combine(combine, tile, out, self._workspace)
+        self._operations.combine(combine, tile, out, self._workspace)
         return out
 
     def _nonfinite(self, tensor: OutputTensor, tiles: TensorTiles) -> tuple[tuple[str, str, int], ...]:

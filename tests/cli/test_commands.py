@@ -39,7 +39,7 @@ def test_merge_talks_on_stderr_and_is_quiet_on_stdout(tmp_path: Path) -> None:
     assert done.stdout == ""
     first, second, third = done.stderr.splitlines()
     assert first == "Planned 57 tensors by task_arithmetic: 15.5 MB to read, 3.9 MB to write, 1 weight file"
-    assert second.startswith("Merged 57 tensors (")
+    assert second.startswith("Merged 57 tensors with torch on cpu (")
     assert third == f"Wrote {tmp_path / 'out'} (1 weight file, 3.9 MB)"
 
 

@@ -42,14 +42,20 @@ def consensus(tile: Tile, spec: Consensus, out: Tensor, workspace: Workspace) ->
         store(combined, out[at : at + len(piece)])
 
 
+def factors(spec: Consensus, dtype: torch.dtype) -> list[float]:
+    """[M] what the masked deltas are multiplied by."""
+    total_weight = sum(spec.weights)
+    divides = spec.normalize and not spec.elect and abs(total_weight) >= LEAST_TOTAL
+    divisor = total_weight if divides else 1.0
+    return [rounded(w * rescale / divisor, dtype) for w, rescale in zip(spec.weights, spec.rescales, strict=True)]
+
+
 def _sum(tile: Tile, base: Tensor, spec: Consensus, workspace: Workspace) -> Tensor:
     """[n] Σ of the weighted deltas."""
-    total_weight = sum(spec.weights)
-    divisor = total_weight if spec.normalize and abs(total_weight) >= LEAST_TOTAL else 1.0
     total = workspace.take("total", len(tile), tile.compute)
     term = workspace.take("term", len(tile), tile.compute)
     for i in range(len(tile.inputs)):
-        _weighted_delta(tile, i, base, spec, divisor, workspace, total if i == 0 else term)
+        _weighted_delta(tile, i, base, spec, workspace, total if i == 0 else term)
         if i > 0:
             total.add_(term)
     return total
@@ -65,7 +71,7 @@ def _elected_sum(tile: Tile, base: Tensor, spec: Consensus, workspace: Workspace
     deltas = [workspace.take(f"delta {i}", n, tile.compute) for i in range(len(tile.inputs))]
     total = workspace.take("total", n, tile.compute)
     for i, delta in enumerate(deltas):
-        _weighted_delta(tile, i, base, spec, 1.0, workspace, delta)
+        _weighted_delta(tile, i, base, spec, workspace, delta)
         if i == 1:
             torch.add(deltas[0], delta, out=total)
         elif i > 1:
@@ -111,13 +117,11 @@ def _agreeing_weights(deltas: list[Tensor], weights: tuple[float, ...], workspac
     return divisor.add_(zero)
 
 
-def _weighted_delta(
-    tile: Tile, i: int, base: Tensor, spec: Consensus, divisor: float, workspace: Workspace, out: Tensor
-) -> None:
+def _weighted_delta(tile: Tile, i: int, base: Tensor, spec: Consensus, workspace: Workspace, out: Tensor) -> None:
     """[n] the delta of model i, masked and multiplied by its factor."""
     load_delta(tile.inputs[i], base, out)
     apply_mask(out, spec.masks[i], tile.start, workspace)
-    factor = rounded(spec.weights[i] * spec.rescales[i] / divisor, tile.compute)
+    factor = factors(spec, tile.compute)[i]
     if factor != 1.0:
         out.mul_(factor)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import inf
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from mergecore_kernels.operations import HASH_RANGE, Trim
-from mergecore_kernels.torch_ops.counter_hash import WORD, hash_offsets, hash_run
+from mergecore_kernels.torch_ops.counter_hash import WORD, hash_offsets, hash_offsets_torch, hash_run
 from mergecore_kernels.torch_ops.workspace import Workspace
 
 _FEW = 0.05
@@ -16,11 +18,18 @@ _FEW = 0.05
 
 def trim(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> None:
     """Set to +0, in place, all elements whose magnitude, as float32, is below the mask's, and those equal to it whose
-    hash is above its cut. NaN and Inf are larger than every finite magnitude.
+    hash is above its cut; then all above its upper magnitude, and those equal to that whose hash is not above its
+    upper cut. NaN and Inf are larger than every finite magnitude, but NaN is never left out as an outlier.
 
     Shapes: delta [n], within one block of hashes, the elements from `start` on, a multiple of CHUNK.
     """
-    if mask.magnitude == float("inf"):
+    _keep_largest(delta, mask, start, workspace)
+    if mask.upper < inf:
+        _leave_out_outliers(delta, mask, start, workspace)
+
+
+def _keep_largest(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> None:
+    if mask.magnitude == inf:
         delta.zero_()
     elif mask.magnitude == 0.0:
         return
@@ -55,3 +64,13 @@ def _trim_numpy(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> 
     np.logical_or(kept.numpy(), equal, out=kept.numpy())
     # The bits times 1 or 0 is several times faster than a boolean mask.
     delta.view(torch.int32).mul_(workspace.take("kept", n, torch.int32).copy_(kept))
+
+
+def _leave_out_outliers(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> None:
+    """There are few of them, so that no step is worth more than plain torch."""
+    magnitude = delta.abs().to(torch.float32)
+    outlier = magnitude > mask.upper
+    equal = torch.nonzero(magnitude == mask.upper).flatten()
+    hashes = hash_offsets_torch(mask.key, start, equal.to(torch.int32)).to(torch.int64) & WORD
+    outlier[equal] = hashes <= mask.upper_cut
+    delta.masked_fill_(outlier, 0.0)
