@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+# Triton reads this when it is first imported, and is half-made if it changes later. With it, kernels run on the CPU, in
+# an interpreter. What needs the compiler runs in a process of its own, without it.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 HIDDEN, KV, MLP, VOCABULARY = 24, 8, 40, 50
 MakeModel = Callable[..., Path]

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = ["errors", "checkpoint", "methods", "config", "plan", "stream", "output"]
 """Of mergecore: each imports only from those before it, and from the kernels."""
-ABOVE = {"sizes", "evaluation", "api", "__init__"}
+ABOVE = {"sizes", "evaluation", "diagnostics", "api", "__init__"}
 """Modules of mergecore that stand beside or above the layers."""
 
 

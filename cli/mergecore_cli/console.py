@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
+    from rich.table import Table
 
     from mergecore.errors import MergeError
 
@@ -41,6 +42,14 @@ def err() -> Console:
 def data(content: Any) -> None:
     """A table or a text, to stdout."""
     out().print(content)
+
+
+def data_table(table: Table) -> None:
+    """To stdout, as wide as it must be: a narrow terminal or a file would cut numbers off otherwise."""
+    from rich.measure import Measurement
+
+    table.width = Measurement.get(out(), out().options.update(max_width=10_000), table).maximum
+    out().print(table)
 
 
 def data_json(content: Any) -> None:

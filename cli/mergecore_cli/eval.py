@@ -56,7 +56,7 @@ def eval_(
         console.data_json({"window": window, "models": [_as_json(score) for score in scores]})
         return
     if texts:
-        console.data(_table(scores))
+        console.data_table(_table(scores))
     for line in _continuations(scores):
         console.data(line)
 
@@ -99,7 +99,6 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _table(scores: Sequence[ModelScore]) -> Table:
     """Models as rows; loss and perplexity of each text and the mean loss as columns."""
     from rich import box
-    from rich.measure import Measurement
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -111,9 +110,6 @@ def _table(scores: Sequence[ModelScore]) -> Table:
     for score in scores:
         cells = [cell for t in score.texts for cell in (f"{t.loss:.3f}", _significant(t.perplexity))]
         table.add_row(str(score.model), *cells, f"{score.mean_loss:.3f}")
-    # As wide as it must be: a narrow terminal or a file would cut numbers off otherwise.
-    out = console.out()
-    table.width = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
     return table
 
 

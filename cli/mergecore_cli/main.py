@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from mergecore_cli import console
+from mergecore_cli.bench import bench
+from mergecore_cli.doctor import doctor
 from mergecore_cli.eval import eval_
 from mergecore_cli.merge import merge
 from mergecore_cli.methods import methods
@@ -27,6 +29,8 @@ app.command("merge")(merge)
 app.command("plan")(plan)
 app.command("methods")(methods)
 app.command("eval")(eval_)
+app.command("doctor")(doctor)
+app.add_typer(bench, name="bench")
 
 
 def _version(value: bool) -> None:

@@ -21,14 +21,14 @@ _Hidden = typer.Option(hidden=True)
 def merge(
     config: ConfigFile,
     out: Annotated[Path, typer.Argument(help="The folder to write the merged model to.", metavar="OUT")],
-    device: Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1.  [default: cpu]")] = None,
+    device: Annotated[str | None, typer.Option(show_default="cpu", help="Where to compute: cpu, cuda, cuda:1.")] = None,
     cuda: Annotated[bool, typer.Option("--cuda/--no-cuda", help="The same as --device cuda.")] = False,
     backend: Annotated[
         str, typer.Option(help="What computes: torch, triton (on a GPU), or auto: triton where it can.")
     ] = "auto",
     workers: Annotated[
         int | None,
-        typer.Option("--workers", "-j", "--num-threads", min=0, help="Worker processes.  [default: one per core]"),
+        typer.Option("--workers", "-j", "--num-threads", min=0, show_default="one per core", help="Worker processes."),
     ] = None,
     memory: Annotated[str, typer.Option(help="Memory for buffers, in all workers together.")] = "1GiB",
     shard_size: ShardSize = "5GB",

@@ -23,7 +23,9 @@ Quiet = Annotated[bool, typer.Option("-q/ ", "--quiet/--no-quiet", callback=_qui
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, callback=_verbose, help="Tell more.")]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", "--random-seed", help="Repeats a merge with random numbers.  [default: drawn, and told]"),
+    typer.Option(
+        "--seed", "--random-seed", show_default="drawn, and told", help="Repeats a merge with random numbers."
+    ),
 ]
 ShardSize = Annotated[
     str, typer.Option("--shard-size", "--out-shard-size", help="Largest size of a weight file: 5GB, 500MB, 2GiB.")

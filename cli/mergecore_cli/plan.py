@@ -18,7 +18,7 @@ def plan(
     config: ConfigFile,
     out: Annotated[Path | None, typer.Argument(help="Where it would be written to.", metavar="[OUT]")] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", "-j", min=0, help="Worker processes.  [default: one per core]")
+        int | None, typer.Option("--workers", "-j", min=0, show_default="one per core", help="Worker processes.")
     ] = None,
     memory: Annotated[str, typer.Option(help="Memory for buffers, in all workers together.")] = "1GiB",
     shard_size: ShardSize = "5GB",

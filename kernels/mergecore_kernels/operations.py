@@ -82,6 +82,25 @@ class Drop:
         return cls(round(min(max(density, 0.0), 1.0) * HASH_RANGE), key)
 
 
+@dataclass(frozen=True, slots=True)
+class RankedDrop:
+    """Keep each element with a probability that rises with the rank of its magnitude within its row, from
+    density - epsilon to density + epsilon. Elements of equal magnitude share the mean of their ranks.
+
+    A row is a run along axis 1; a vector is one row. An element of a row is `stride` after the one before it: the
+    product of the sizes of the axes after axis 1.
+
+    Source: Deep et al. 2024, arXiv:2406.11617 (DELLA).
+    """
+
+    density: float
+    epsilon: float
+    columns: int
+    """Elements of a row."""
+    stride: int
+    key: Key
+
+
 Mask: TypeAlias = Trim | Drop | None
 """Which elements of one delta take part; None: all of them."""
 
@@ -119,7 +138,53 @@ class MagnitudeSums:
     """[M]"""
 
 
-Measure: TypeAlias = Gram | KthMagnitudes | MagnitudeSums
+@dataclass(frozen=True, slots=True)
+class LargestVariances:
+    """The elements whose deltas vary most over the models.
+
+    Gives a selection that keeps k of them, k = trunc(`share` · number of elements whose variance isn't 0): a `Trim`
+    whose magnitudes are those of Σ (δᵢ - mean)². Nothing is kept if k is 0; None keeps all, where k is N.
+
+    Source: Wan et al. 2024, arXiv:2408.07990 (SCE).
+    """
+
+    share: float
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Energies:
+    """For each delta Σ δ² over the selected elements, as float64."""
+
+    selection: Trim | None
+    """Of `LargestVariances`; None: all elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapCounts:
+    """For each delta how many of its active elements, |δ| > `threshold`, are shared with another model's active ones,
+    and how many are its alone: pairs (shared, unique).
+    """
+
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImportanceQuantiles:
+    """Quantiles of the importance of the only input's elements: |δ| times KL(softmax(x) ‖ softmax(base)) of their row,
+    which is a run along the last axis.
+
+    For each fraction f the one at place trunc(f · (N - 1)) in rising order, exact in float32.
+    """
+
+    fractions: tuple[float, ...]
+    columns: int
+    """Elements of a row."""
+
+
+Measure: TypeAlias = (
+    Gram | KthMagnitudes | MagnitudeSums | LargestVariances | Energies | OverlapCounts | ImportanceQuantiles
+)
 
 
 # Combinations: one pass over the inputs, the output tensor out, rounded once.
@@ -161,4 +226,42 @@ class Consensus:
     """λ"""
 
 
-Combine: TypeAlias = Copy | WeightedSum | Consensus
+@dataclass(frozen=True, slots=True)
+class SelectiveConsensus:
+    """base + Σ wᵢ δᵢ / Σ wᵢ over the models whose delta is selected and has the sign of the sum of selected deltas.
+
+    Source: Wan et al. 2024, arXiv:2408.07990 (SCE).
+    """
+
+    weights: tuple[float, ...]
+    """[M] 0 or more."""
+    selection: Trim | None
+    """Of `LargestVariances`; None: all elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapMean:
+    """base + the mean of the active deltas, |δ| > `threshold`; one that is alone is multiplied by its model's scale."""
+
+    threshold: float
+    scales: tuple[float, ...]
+    """[M]"""
+
+
+@dataclass(frozen=True, slots=True)
+class NearSwap:
+    """α x + (1 - α) base of the only input, where α is t divided by their distance, cut to [0, 1]."""
+
+    t: float
+
+
+@dataclass(frozen=True, slots=True)
+class TakeImportant:
+    """The only input where its importance (see `ImportanceQuantiles`) is at least `threshold`, else the base."""
+
+    threshold: float
+    columns: int
+    """Elements of a row."""
+
+
+Combine: TypeAlias = Copy | WeightedSum | Consensus | SelectiveConsensus | OverlapMean | NearSwap | TakeImportant

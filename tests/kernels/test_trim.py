@@ -1,5 +1,7 @@
 """Trims: exactly k elements, whatever the device, tiling or dtype."""
 
+from math import inf
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,8 @@ def want(delta, mask, oracle_hash):
     magnitude = delta.abs().to(F32).numpy()
     hashes = oracle_hash(mask.key, np.arange(delta.numel()))
     kept = (magnitude > mask.magnitude) | ((magnitude == mask.magnitude) & (hashes <= mask.hash_cut))
+    if mask.upper < inf:
+        kept &= ~((magnitude > mask.upper) | ((magnitude == mask.upper) & (hashes <= mask.upper_cut)))
     return torch.where(torch.from_numpy(kept | np.isnan(magnitude)), delta, 0.0)
 
 
@@ -50,6 +54,27 @@ def test_with_the_kth_magnitude_exactly_k_are_kept(workspace, cut, fine_tunes, n
     for k in {1, n // 5, n // 2, n - 1} - {0, n}:
         (mask,) = measure(KthMagnitudes((k,), (KEY,)), cut([model], base), workspace)
         assert int(torch.count_nonzero(trimmed(delta, mask, workspace))) == min(k, nonzero)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("upper_cut", [-1, 0, 1 << 31, HASH_RANGE - 1])
+def test_leaves_out_outliers(workspace, oracle_hash, dtype, upper_cut):
+    delta = torch.randint(-7, 8, (2 * CHUNK + 9,), generator=torch.Generator().manual_seed(3)).to(dtype)
+    mask = Trim(2.0, 1 << 30, KEY, 5.0, upper_cut)
+    assert torch.equal(trimmed(delta, mask, workspace), want(delta, mask, oracle_hash))
+
+
+def test_a_band_between_two_ranks_has_their_difference(workspace, cut, fine_tunes):
+    """As breadcrumbs wants it: without the 1 % largest, the next 30 %; equals at both ends are counted out."""
+    n = CHUNK + 300
+    base, (model,) = fine_tunes(n, (torch.bfloat16, torch.bfloat16), 0.0002)
+    ranks = KthMagnitudes((n // 100 + n * 3 // 10, n // 100), (KEY, KEY))
+    keep, outliers = measure(ranks, cut([model, model], base), workspace)
+    mask = Trim(keep.magnitude, keep.hash_cut, KEY, outliers.magnitude, outliers.hash_cut)
+    delta = model.float() - base.float()
+    band = trimmed(delta, mask, workspace)
+    assert int(torch.count_nonzero(band)) == n * 3 // 10
+    assert torch.equal(band + trimmed(delta, outliers, workspace), trimmed(delta, keep, workspace))
 
 
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
@@ -84,10 +109,11 @@ def test_equals_are_chosen_without_regard_to_their_place(workspace, cut):
     ),
     magnitude=st.sampled_from([1e-45, 3e-45, 1.0, 2.0, 3e38]),
     hash_cut=st.integers(0, HASH_RANGE - 1),
+    upper=st.sampled_from([0.0, 1e-45, 1.0, 2.0, 3e38, inf]),
 )
-def test_any_values(oracle_hash, values, magnitude, hash_cut):
+def test_any_values(oracle_hash, values, magnitude, hash_cut, upper):
     delta = torch.tensor(values, dtype=F32)
-    mask = Trim(float(np.float32(magnitude)), hash_cut, KEY)
+    mask = Trim(float(np.float32(magnitude)), hash_cut, KEY, float(np.float32(upper)), hash_cut // 2)
     expected = want(delta, mask, oracle_hash)
     for use_numpy in (True, False):
         got = trimmed(delta, mask, Workspace("cpu", 0, use_numpy=use_numpy))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,25 +14,65 @@ from mergecore_kernels.operations import (
     Combine,
     Consensus,
     Copy,
+    Energies,
     Gram,
+    ImportanceQuantiles,
     KthMagnitudes,
+    LargestVariances,
     MagnitudeSums,
     Measure,
+    NearSwap,
+    OverlapCounts,
+    OverlapMean,
+    SelectiveConsensus,
+    TakeImportant,
     WeightedSum,
 )  # fmt: skip
 from mergecore_kernels.torch_ops.consensus import consensus
+from mergecore_kernels.torch_ops.energies import energies
 from mergecore_kernels.torch_ops.gram import gram
+from mergecore_kernels.torch_ops.importance import importance_quantiles, take_important
 from mergecore_kernels.torch_ops.magnitude_sums import magnitude_sums
+from mergecore_kernels.torch_ops.nearswap import nearswap
 from mergecore_kernels.torch_ops.nonfinite import count_nonfinite
 from mergecore_kernels.torch_ops.order_statistics import kth_magnitudes
+from mergecore_kernels.torch_ops.overlaps import overlap_counts, overlap_mean
+from mergecore_kernels.torch_ops.selective_consensus import selective_consensus
 from mergecore_kernels.torch_ops.tile import CHUNK, Tile, Tiles
+from mergecore_kernels.torch_ops.variances import largest_variances
 from mergecore_kernels.torch_ops.weighted_sum import copy, weighted_sum
 from mergecore_kernels.torch_ops.workspace import Workspace
 
-__all__ = ["CHUNK", "Tile", "Tiles", "Workspace", "combine", "count_nonfinite", "measure"]
+__all__ = [
+    "CHUNK",
+    "Tile",
+    "Tiles",
+    "Workspace",
+    "combine",
+    "combine_batch",
+    "count_nonfinite",
+    "measure",
+    "measure_batch",
+]
 
-_MEASURES: dict[type, Any] = {Gram: gram, KthMagnitudes: kth_magnitudes, MagnitudeSums: magnitude_sums}
-_COMBINES: dict[type, Any] = {Copy: copy, WeightedSum: weighted_sum, Consensus: consensus}
+_MEASURES: dict[type, Any] = {
+    Gram: gram,
+    KthMagnitudes: kth_magnitudes,
+    MagnitudeSums: magnitude_sums,
+    LargestVariances: largest_variances,
+    Energies: energies,
+    OverlapCounts: overlap_counts,
+    ImportanceQuantiles: importance_quantiles,
+}
+_COMBINES: dict[type, Any] = {
+    Copy: copy,
+    WeightedSum: weighted_sum,
+    Consensus: consensus,
+    SelectiveConsensus: selective_consensus,
+    OverlapMean: overlap_mean,
+    NearSwap: nearswap,
+    TakeImportant: take_important,
+}
 
 
 def measure(spec: Measure, tiles: Tiles, workspace: Workspace) -> Any:
@@ -42,3 +83,14 @@ def measure(spec: Measure, tiles: Tiles, workspace: Workspace) -> Any:
 def combine(spec: Combine, tile: Tile, out: Tensor, workspace: Workspace) -> None:
     """Write the output tile: `out` [n], of the output dtype, is written completely."""
     _COMBINES[type(spec)](tile, spec, out, workspace)
+
+
+def measure_batch(jobs: Sequence[tuple[Measure, Tiles]], workspace: Workspace) -> list[Any]:
+    """What each job asks for, one after another. On a GPU, with kernels, they share launches."""
+    return [measure(spec, tiles, workspace) for spec, tiles in jobs]
+
+
+def combine_batch(jobs: Sequence[tuple[Combine, Tile, Tensor]], workspace: Workspace) -> None:
+    """Write the output tile of each job."""
+    for spec, tile, out in jobs:
+        combine(spec, tile, out, workspace)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,6 @@ def load_delta(x: Tensor, base: Tensor, out: Tensor) -> Tensor:
     return out.copy_(x).sub_(base)
 
 
-@lru_cache(maxsize=1024)
 def rounded(value: float, dtype: torch.dtype) -> float:
     """A Python number as the compute dtype holds it."""
     return float(torch.tensor(value, dtype=torch.float64).to(dtype).item())

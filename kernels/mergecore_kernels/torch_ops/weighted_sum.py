@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,20 @@ def weighted_sum(tile: Tile, spec: WeightedSum, out: Tensor, workspace: Workspac
         _weighted_sum(piece, weights, out[at : at + len(piece)], workspace)
 
 
-def _weighted_sum(tile: Tile, weights: list[float], out: Tensor, workspace: Workspace) -> None:
+def weighted_sum_rows(tile: Tile, weights: Tensor, columns: int, out: Tensor, workspace: Workspace) -> None:
+    """[n] the same with weights of rows: the tensor is [R, C], C = `columns`, and element i has those of row i // C.
+
+    Shapes: weights [M, R], of the compute dtype, for the whole tensor.
+    """
+    for piece in tile.pieces(_PIECE):
+        at, n = piece.start - tile.start, len(piece)
+        first, skipped = divmod(piece.start, columns)
+        rows = weights[:, first : -(-(piece.start + n) // columns)]
+        of_elements = [row.repeat_interleave(columns)[skipped : skipped + n] for row in rows]
+        _weighted_sum(piece, of_elements, out[at : at + n], workspace)
+
+
+def _weighted_sum(tile: Tile, weights: Sequence[float | Tensor], out: Tensor, workspace: Workspace) -> None:
     n = len(tile)
     total = workspace.take("total", n, tile.compute)
     term = workspace.take("term", n, tile.compute)

@@ -1,0 +1,129 @@
+"""DELLA's mask, against ranks counted one by one."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mergecore_kernels.operations import HASH_RANGE, Key, RankedDrop
+from mergecore_kernels.torch_ops import CHUNK, Workspace
+from mergecore_kernels.torch_ops.ranked_drop import keep_thresholds, ranked_drop
+
+KEY = Key.of("drop", 5, "model.layers.3.mlp.up_proj.weight", 2)
+F32, F64 = torch.float32, torch.float64
+INFINITY = float("inf")
+
+
+def mask_of(columns, stride=1, density=0.6, epsilon=0.15):
+    return RankedDrop(density, epsilon, columns, stride, KEY)
+
+
+def probabilities(delta, mask):
+    """[n] exact, from the mean rank among equals, counted from 1."""
+    magnitude = delta.abs().to(F32).nan_to_num(nan=INFINITY, posinf=INFINITY).view(-1, mask.columns, mask.stride)
+    density, epsilon = Fraction(mask.density), Fraction(mask.epsilon)
+    result = []
+    for group in magnitude.double().tolist():
+        for place in range(mask.columns):
+            for i in range(mask.stride):
+                row = [values[i] for values in group]
+                smaller, equal = sum(v < row[place] for v in row), sum(v == row[place] for v in row)
+                rank = smaller + Fraction(1 + equal, 2)
+                spread = (rank - 1) / (mask.columns - 1) if mask.columns > 1 else Fraction(1, 2)
+                result.append(density - epsilon + spread * 2 * epsilon)
+    return result
+
+
+SHAPES = {
+    "normal": torch.randn,
+    "ties": lambda n: torch.randint(-3, 4, (n,)).float(),
+    "zeros": torch.zeros,
+    "nonfinite": lambda n: torch.tensor([1.0, -1.0, float("nan"), -INFINITY])[torch.randint(0, 4, (n,))],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("columns", "stride"), [(1, 1), (2, 1), (7, 1), (30, 1), (1, 5), (6, 5), (3, 10)])
+def test_probabilities_follow_the_mean_rank(workspace, shape, columns, stride):
+    torch.manual_seed(1)
+    delta, mask = SHAPES[shape](210), mask_of(columns, stride)
+    want = probabilities(delta, mask)
+    got = keep_thresholds(delta, mask, workspace).tolist()
+    # One float64 product and sum of numbers below 2³², then a rounding to an integer.
+    assert all(abs(t - p * HASH_RANGE) <= 0.5 + 2.0**-19 for t, p in zip(got, want, strict=True))
+    for row in range(210 // columns):
+        first = row // stride * columns * stride + row % stride
+        of_row = got[first : first + columns * stride : stride]
+        assert sum(of_row) == pytest.approx(mask.density * columns * HASH_RANGE, abs=columns)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    values=st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0]) | st.floats(width=32), min_size=1, max_size=24),
+    density=st.floats(0.2, 0.8),
+    epsilon=st.floats(0.0, 0.2),
+)
+def test_any_row(values, density, epsilon):
+    delta, mask = torch.tensor(values), mask_of(len(values), 1, density, epsilon)
+    want = probabilities(delta, mask)
+    got = keep_thresholds(delta, mask, Workspace("cpu", 0)).tolist()
+    assert all(abs(t - p * HASH_RANGE) <= 0.5 + 2.0**-19 for t, p in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize(("columns", "stride"), [(1024, 1), (16, 64), (3 * CHUNK, 1), (CHUNK // 4, 2)])
+@pytest.mark.parametrize("start", [0, 3 * CHUNK, (1 << 32) + 6 * CHUNK])
+def test_keeps_what_the_hash_says(workspace, oracle_hash, dtype, columns, stride, start):
+    n = 3 * CHUNK
+    start -= start % n
+    generator = torch.Generator().manual_seed(2)
+    delta = torch.randn(n, generator=generator, dtype=F64).mul(50).round().to(dtype)
+    mask = mask_of(columns, stride)
+    kept = oracle_hash(KEY, np.arange(start, start + n)) < keep_thresholds(delta, mask, workspace).numpy()
+    want = torch.where(torch.from_numpy(kept), delta, torch.zeros_like(delta))
+    ranked_drop(delta, mask, start, workspace)
+    assert torch.equal(delta, want)
+
+
+def test_runs_of_rows_give_the_same(workspace):
+    torch.manual_seed(0)
+    delta, mask = torch.randn(8 * CHUNK).mul_(20).round_(), mask_of(512)
+    whole, parts = delta.clone(), delta.clone()
+    ranked_drop(whole, mask, 0, workspace)
+    for at in range(0, 8 * CHUNK, 2 * CHUNK):
+        ranked_drop(parts[at : at + 2 * CHUNK], mask, at, workspace)
+    assert torch.equal(whole, parts)
+
+
+def test_the_density_is_met_and_large_magnitudes_are_favoured(workspace):
+    torch.manual_seed(0)
+    delta = torch.randn(16 * CHUNK)
+    large = delta.abs() > delta.abs().median()
+    kept = delta.clone()
+    ranked_drop(kept, mask_of(4096, density=0.5, epsilon=0.2), 0, workspace)
+    n = delta.numel()
+    # Six standard deviations of a binomial count.
+    assert abs((kept != 0).sum().item() / n - 0.5) < 6 * 0.5 / n**0.5
+    assert (kept != 0)[large].float().mean().item() == pytest.approx(0.6, abs=6 * 0.5 / (n / 2) ** 0.5)
+    assert (kept != 0)[~large].float().mean().item() == pytest.approx(0.4, abs=6 * 0.5 / (n / 2) ** 0.5)
+
+
+def test_a_dropped_nan_is_gone(workspace):
+    delta = torch.full((CHUNK,), float("nan"))
+    ranked_drop(delta, mask_of(64, density=0.5), 0, workspace)
+    assert 0.4 < (delta == 0).float().mean().item() < 0.6
+    assert not delta[delta == 0].signbit().any()
+
+
+def test_an_empty_tensor(workspace):
+    delta = torch.empty(0)
+    ranked_drop(delta, mask_of(64), 0, workspace)
+    assert delta.numel() == 0
+
+
+def test_rows_must_be_whole(workspace):
+    with pytest.raises(AssertionError, match="rows must be whole"):
+        ranked_drop(torch.zeros(100), mask_of(64), 0, workspace)
