@@ -12,10 +12,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import sha256
 from math import inf
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 CHUNK = 65_536
 """Elements. Reductions are defined on chunks counted from a tensor's start, so a tile is made of whole chunks."""
+MAGNITUDE_LOW_BITS = 15
+"""Of the 31 bits of a float32 magnitude: those that `MagnitudeCounts` leaves to a second pass."""
 HASH_RANGE = 1 << 32
 """The counter hash gives integers in [0, HASH_RANGE)."""
 
@@ -87,8 +96,8 @@ class RankedDrop:
     """Keep each element with a probability that rises with the rank of its magnitude within its row, from
     density - epsilon to density + epsilon. Elements of equal magnitude share the mean of their ranks.
 
-    A row is a run along axis 1; a vector is one row. An element of a row is `stride` after the one before it: the
-    product of the sizes of the axes after axis 1.
+    A row is a run along the last axis; a vector is one row. (mergekit ranks along axis 1, which differs for tensors of
+    three axes: there, in fused experts, it isn't the axis of a row.)
 
     Source: Deep et al. 2024, arXiv:2406.11617 (DELLA).
     """
@@ -97,11 +106,10 @@ class RankedDrop:
     epsilon: float
     columns: int
     """Elements of a row."""
-    stride: int
     key: Key
 
 
-Mask: TypeAlias = Trim | Drop | None
+Mask: TypeAlias = Trim | Drop | RankedDrop | None
 """Which elements of one delta take part; None: all of them."""
 
 
@@ -117,17 +125,52 @@ class Gram:
 
 
 @dataclass(frozen=True, slots=True)
+class GramRows:
+    """The same for each row, a run along the last axis.
+
+    Gives a symmetric M × M list of lists of float64 arrays, with a number for each row.
+    """
+
+    columns: int
+    """Elements of a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class GramColumns:
+    """The same for each column: the elements i, i + C, i + 2 C, ... of the flattened tensor, where C is `columns`.
+
+    Gives a symmetric M × M list of lists of float64 arrays, with a number for each column.
+    """
+
+    columns: int
+    """How many there are: for vectors along the first axis, the product of the sizes of all others."""
+
+
+@dataclass(frozen=True, slots=True)
 class KthMagnitudes:
     """For each delta the k-th largest magnitude, with the hash that decides among its equals.
 
-    Gives M `Trim`s that keep exactly k elements each. k = N gives None (nothing to trim), k = 0 a Trim that keeps
+    Gives `Trim`s that keep exactly k elements each. k = N gives None (nothing to trim), k = 0 a Trim that keeps
     nothing.
     """
 
     kept: tuple[int, ...]
-    """[M] k of each delta, 0 ≤ k ≤ N."""
+    """[M] k of each delta, 0 ≤ k ≤ N. Of several ranks per delta, [2M] or more: first one of each delta, then the next
+    of each, and so on."""
     keys: tuple[Key, ...]
-    """[M]"""
+    """As many: rank by rank the same ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class MagnitudeCounts:
+    """For each delta how often the bits of its float32 magnitudes occur: a dict from bits to the number of elements.
+
+    The counts of several tensors can be added. With the first 16 bits and then the others, they give the exact k-th
+    magnitude of them all.
+    """
+
+    first_bits: tuple[int | None, ...]
+    """[M] None counts the first 16 bits; a number counts the other 15 bits of the magnitudes that begin with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,16 +217,38 @@ class ImportanceQuantiles:
     """Quantiles of the importance of the only input's elements: |δ| times KL(softmax(x) ‖ softmax(base)) of their row,
     which is a run along the last axis.
 
-    For each fraction f the one at place trunc(f · (N - 1)) in rising order, exact in float32.
+    Gives for each fraction f the one at place trunc(f · (N - 1)) in rising order, exact in float32; and the divergences
+    of the rows, a float32 array.
     """
 
     fractions: tuple[float, ...]
     columns: int
     """Elements of a row."""
+    n: int
+    """N"""
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """For each fraction the place by falling importance, counted from 1."""
+        return tuple(self.n - int(fraction * max(self.n - 1, 0)) for fraction in self.fractions)
+
+    @property
+    def wants_least(self) -> bool:
+        """Whether one of them is the last place."""
+        return self.n in self.kept
 
 
 Measure: TypeAlias = (
-    Gram | KthMagnitudes | MagnitudeSums | LargestVariances | Energies | OverlapCounts | ImportanceQuantiles
+    Gram
+    | GramRows
+    | GramColumns
+    | KthMagnitudes
+    | MagnitudeCounts
+    | MagnitudeSums
+    | LargestVariances
+    | Energies
+    | OverlapCounts
+    | ImportanceQuantiles
 )
 
 
@@ -201,6 +266,26 @@ class WeightedSum:
 
     weights: tuple[float, ...]
     """[M]"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightedRows:
+    """A `WeightedSum` with weights of its own for each row, a run along the last axis."""
+
+    weights: tuple[NDArray[np.float64], ...]
+    """[M] arrays, with a number for each row."""
+    columns: int
+    """Elements of a row."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightedColumns:
+    """A `WeightedSum` with weights of its own for each column, as in `GramColumns`."""
+
+    weights: tuple[NDArray[np.float64], ...]
+    """[M] arrays, with a number for each column."""
+    columns: int
+    """How many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,13 +340,53 @@ class NearSwap:
     t: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TakeImportant:
-    """The only input where its importance (see `ImportanceQuantiles`) is at least `threshold`, else the base."""
+    """The only input where its importance is at least `threshold`, rounded to float32; else the base."""
 
     threshold: float
+    divergences: NDArray[np.float32]
+    """[R] of the rows, as `ImportanceQuantiles` gives them."""
     columns: int
     """Elements of a row."""
 
 
-Combine: TypeAlias = Copy | WeightedSum | Consensus | SelectiveConsensus | OverlapMean | NearSwap | TakeImportant
+@dataclass(frozen=True, slots=True)
+class TileFunction:
+    """Whatever a torch function makes of the tiles, for methods that have no operation of their own.
+
+    It is called with the inputs, M x [n], and the base, [n], where there is one: copies of the values in float32, or
+    float64 where an input is float64, which it may change. It returns [n]. A tile is any run of elements of the
+    flattened tensors, so the function must treat each element by itself, or the result depends on the tiles.
+    """
+
+    function: Callable[[list[Tensor], Tensor | None], Tensor]
+
+
+Combine: TypeAlias = (
+    Copy
+    | WeightedSum
+    | WeightedRows
+    | WeightedColumns
+    | Consensus
+    | SelectiveConsensus
+    | OverlapMean
+    | NearSwap
+    | TakeImportant
+    | TileFunction
+)
+
+
+def row_length(spec: Measure | Combine) -> int:
+    """Elements of a row where the operation looks at whole rows, else 1.
+
+    Tiles of such a combination begin and end where rows do. Measurements take their tiles as they are.
+    """
+    if isinstance(spec, (MagnitudeSums, Consensus)):
+        return next((mask.columns for mask in spec.masks if isinstance(mask, RankedDrop)), 1)
+    return 1
+
+
+def whole_rows(elements: int, columns: int) -> int:
+    """The most elements, up to so many, that are whole rows of so many columns; one row if that is longer."""
+    return max(elements // columns, 1) * columns

@@ -93,6 +93,16 @@ def test_hard_distributions_with_any_budget(workspace, cut, sorted_trim, shape, 
         assert got == sorted_trim(delta, k, KEYS[0])
 
 
+def test_several_ranks_of_each_delta_take_as_many_passes_as_one(workspace, cut, fine_tunes):
+    """As a band between two ranks needs them."""
+    base, models = fine_tunes(3 * CHUNK, (BF16,) * 3, 0.0002)
+    ranks = (1000, 50_000), (10, CHUNK)
+    want = sum((find(cut(models, base), kept, workspace) for kept in ranks), ())
+    tiles = Passes(cut(models, base))
+    assert measure(KthMagnitudes(sum(ranks, ()), KEYS[:2] * 2), tiles, workspace) == want
+    assert tiles.count == 2
+
+
 def test_small_budgets_take_more_passes_and_give_the_same(cut, fine_tunes):
     n = 6 * CHUNK
     base, models = fine_tunes(n, (BF16,) * 4, 0.0002)

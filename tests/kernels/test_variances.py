@@ -31,9 +31,16 @@ def test_squared_deviations_are_variances(workspace, fine_tunes, compute, m):
     deltas = deltas_of(base, models, compute)
     exact = torch.stack(deltas).to(F64)
     want = exact.var(0, correction=0) * m
-    # A deviation takes the mean, M sums and a quotient, and a difference; its square and M sums follow.
+    # A deviation takes differences, the mean, M sums and a quotient; its square and M sums follow.
     bound = torch.finfo(compute).eps * (2 * m + 6) * (exact**2).sum(0)
     assert ((squared_deviations(deltas, workspace).to(F64) - want).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 5, 6, 7])
+def test_nothing_varies_where_all_deltas_are_equal(workspace, fine_tunes, m):
+    """The rounded sum of three equal numbers, divided by three, need not be that number."""
+    _, (delta,) = fine_tunes(5000, (F32, F32))
+    assert not squared_deviations([delta] * m, workspace).any()
 
 
 @pytest.mark.parametrize("dtypes", [(BF16,) * 4, (F32,) * 4, (F64, BF16, F32, F64)], ids=["bf16", "f32", "f64"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mergecore_kernels.operations import Copy, WeightedSum
+from mergecore_kernels.operations import Copy, WeightedColumns, WeightedRows, WeightedSum
 from mergecore_kernels.torch_ops import CHUNK, combine
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
@@ -99,3 +99,23 @@ def test_copy_keeps_all_bits(workspace, cut, dtype):
 def test_copy_casts(workspace, cut):
     x = torch.randn(100, dtype=F64)
     assert torch.equal(merged(Copy(), cut([x]), F32, 100, workspace), x.to(F32))
+
+
+@pytest.mark.parametrize("kind", [WeightedRows, WeightedColumns])
+@pytest.mark.parametrize("columns", [1, 7, 1000, CHUNK + 1])
+@pytest.mark.parametrize("dtypes", [(BF16, F32, F16), (BF16, F64, F32)], ids=["F32", "F64"])
+@pytest.mark.parametrize("deltas", [False, True], ids=["weights", "deltas"])
+def test_weights_of_rows_and_columns(workspace, cut, fine_tunes, kind, columns, dtypes, deltas):
+    rows = max(2 * CHUNK // columns, 2) + 1
+    n = rows * columns
+    base, models = fine_tunes(n, dtypes, 0.01)
+    tiles = cut(models, base if deltas else None)
+    length = rows if kind is WeightedRows else columns
+    weights = [torch.randn(length, dtype=F64, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    got = merged(kind(tuple(w.numpy() for w in weights), columns), tiles, F64, n, workspace)
+    origin = base.to(F64).view(rows, columns) if deltas else torch.zeros(rows, columns, dtype=F64)
+    shape = (rows, 1) if kind is WeightedRows else (1, columns)
+    parts = [w.view(shape) * (x.to(F64).view(rows, columns) - origin) for w, x in zip(weights, models, strict=True)]
+    terms = sum(part.abs() for part in parts) + origin.abs()
+    bound = error_bound(terms, terms, F64, F64 if F64 in dtypes else F32)
+    assert bool(((got.view(rows, columns) - origin - sum(parts)).abs() <= bound).all())

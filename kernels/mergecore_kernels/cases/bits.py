@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from math import isinf, isnan
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,8 @@ def _tensors(got: Tensor, want: Tensor) -> str:
 
 def _numbers(result: Any) -> Iterator[float | int | None]:
     """All numbers of a measurement, in order."""
+    if isinstance(result, np.ndarray):
+        result = result.tolist()
     if isinstance(result, list | tuple):
         for part in result:
             yield from _numbers(part)

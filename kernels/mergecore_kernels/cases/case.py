@@ -11,7 +11,14 @@ import torch
 from mergecore_kernels.cases.catalogue import OPERATIONS, Operation
 from mergecore_kernels.cases.sizes import SIZES, Size
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+    "e4m3": torch.float8_e4m3fn,
+    "e5m2": torch.float8_e5m2,
+}
 """By name."""
 SCRATCH_BYTES = 256 << 20
 """The budget of an operation, beside the tensors."""
@@ -25,7 +32,7 @@ class Case:
 
     operation: Operation
     dtype: str
-    """Of all tensors: a key of DTYPES."""
+    """Of all tensors: a key of DTYPES. But the output of float8 inputs is bfloat16."""
     models: int
     size: Size
     odd: bool = False
@@ -38,18 +45,14 @@ class Case:
         return f"{self.operation.name} {self.dtype} M={self.models} {self.size.name}" + (" odd" if self.odd else "")
 
     @property
-    def tensors(self) -> int:
-        """How many are read or written."""
-        return self.models + self.operation.base + self.operation.writes
-
-    @property
     def bytes_moved(self) -> int:
         """The least possible: every input read once, the output written once."""
-        return self.tensors * self.tensor_bytes
+        read = (self.models + self.operation.base) * DTYPES[self.dtype].itemsize
+        return self.size.n * (read + self.operation.writes * self.out_dtype.itemsize)
 
     @property
-    def tensor_bytes(self) -> int:
-        return self.size.n * DTYPES[self.dtype].itemsize
+    def out_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if DTYPES[self.dtype].itemsize == 1 else DTYPES[self.dtype]
 
     @property
     def steps_per_byte(self) -> float:
@@ -59,7 +62,8 @@ class Case:
     @property
     def memory_bytes(self) -> int:
         """What it needs on the device that runs it, and what the copy needs that it is compared with."""
-        return max(self.tensors, 2) * self.tensor_bytes + OVERHEAD_BYTES
+        tensors = max(self.bytes_moved, 2 * self.size.n * DTYPES[self.dtype].itemsize)
+        return tensors + self.operation.scratch_bytes * self.size.n + OVERHEAD_BYTES
 
     @property
     def by_hand_bytes(self) -> int:

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mergecore_kernels.operations import (
     HASH_RANGE,
     Combine,
@@ -14,20 +17,30 @@ from mergecore_kernels.operations import (
     Drop,
     Energies,
     Gram,
+    GramColumns,
+    GramRows,
+    ImportanceQuantiles,
     Key,
     KthMagnitudes,
+    LargestVariances,
     MagnitudeSums,
     Measure,
     NearSwap,
     OverlapCounts,
     OverlapMean,
+    RankedDrop,
     SelectiveConsensus,
+    TakeImportant,
     Trim,
+    WeightedColumns,
+    WeightedRows,
     WeightedSum,
 )
 
 DENSITY = 0.5
 """Share of the elements that masks keep."""
+SPREAD = 0.1
+"""How much the smallest magnitudes of a row are kept less often than that, and the largest more often."""
 OUTLIERS = 0.02
 """Share of the elements above the band of `breadcrumbs`."""
 ACTIVE = 2.0**-11
@@ -37,15 +50,22 @@ VARYING = 2.0**-23
 HASH_STEPS = 14
 """Integer arithmetic of one counter hash and its comparison."""
 
+SORT_STEPS = 100
+"""Comparisons of an element that is sorted within its row, about."""
+EXPONENTIAL_STEPS = 80
+"""Arithmetic of the exponentials and logarithms of an element, in float64."""
+
 Spec: TypeAlias = Measure | Combine | None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a spec is made from: M models and N elements, and trims that keep DENSITY and OUTLIERS of each delta."""
+    """What a spec is made of: M models, N elements in rows, trims that keep DENSITY and OUTLIERS of each delta."""
 
     m: int
     n: int
+    columns: int
+    """Elements of a row."""
     keys: tuple[Key, ...]
     trims: Callable[[float], tuple[Trim, ...]]
 
@@ -53,6 +73,19 @@ class Request:
     def weights(self) -> tuple[float, ...]:
         """[M] falling, of sum 1."""
         return tuple((self.m - i) / (self.m * (self.m + 1) / 2) for i in range(self.m))
+
+    @property
+    def ramps(self) -> NDArray[np.float64]:
+        """[the number of rows or of columns, whichever is more] numbers from 1 to 2, exact in float32."""
+        return 1 + np.arange(max(self.n // self.columns, self.columns)) % 9 / 8
+
+    def weight_vectors(self, length: int) -> tuple[NDArray[np.float64], ...]:
+        """[M] arrays [length]"""
+        return tuple(weight * self.ramps[:length] for weight in self.weights)
+
+    @property
+    def ranked_drops(self) -> tuple[RankedDrop, ...]:
+        return tuple(RankedDrop(DENSITY, SPREAD, self.columns, key) for key in self.keys)
 
     @property
     def drops(self) -> tuple[Drop, ...]:
@@ -80,11 +113,15 @@ class Operation:
     """It gives a tensor; else a few numbers."""
     single: bool = False
     """It has one input, whatever M."""
+    scratch_bytes: int = 0
+    """Held on a GPU beside the tensors, per element."""
     sums: bool = False
     """One NaN or Inf among the inputs makes the whole result NaN or Inf."""
 
 
-def _masked(request: Request, masks: Sequence[Trim | Drop], rescale: float, elect: bool, normalize: bool) -> Consensus:
+def _masked(
+    request: Request, masks: Sequence[Trim | Drop | RankedDrop], rescale: float, elect: bool, normalize: bool
+) -> Consensus:
     return Consensus(request.weights, tuple(masks), (rescale,) * request.m, elect, normalize, scale=1.0)
 
 
@@ -107,8 +144,30 @@ def _dare_linear(request: Request) -> Consensus:
     return _masked(request, request.drops, 1 / DENSITY, elect=False, normalize=False)
 
 
+def _della(request: Request) -> Consensus:
+    return _masked(request, request.ranked_drops, 1 / DENSITY, elect=True, normalize=False)
+
+
 def _weighted_sum(request: Request) -> WeightedSum:
     return WeightedSum(request.weights)
+
+
+def _weighted_rows(request: Request) -> WeightedRows:
+    return WeightedRows(request.weight_vectors(request.n // request.columns), request.columns)
+
+
+def _weighted_columns(request: Request) -> WeightedColumns:
+    return WeightedColumns(request.weight_vectors(request.columns), request.columns)
+
+
+def _importance_quantiles(request: Request) -> ImportanceQuantiles:
+    return ImportanceQuantiles((0.25, 0.5, 0.75), request.columns, request.n)
+
+
+def _take_important(request: Request) -> TakeImportant:
+    """With divergences that are made up, as no row's has to be found for it."""
+    divergences = request.ramps[: request.n // request.columns].astype(np.float32)
+    return TakeImportant(ACTIVE, divergences, request.columns)
 
 
 def _selection(request: Request) -> Trim:
@@ -132,6 +191,12 @@ OPERATIONS = {
         Operation("weighted_deltas", "task arithmetic", _weighted_sum, lambda m: 3 * m, writes=True),
         Operation("gram", "all dot products", lambda _: Gram(), lambda m: m * (m + 1), base=False, sums=True),
         Operation("gram_deltas", "all dot products of deltas", lambda _: Gram(), lambda m: m + m * (m + 1), sums=True),
+        Operation("gram_rows", "of each row", lambda r: GramRows(r.columns), lambda m: m + m * (m + 1), sums=True),
+        Operation(
+            "gram_columns", "of each column", lambda r: GramColumns(r.columns), lambda m: m + m * (m + 1), sums=True
+        ),
+        Operation("weighted_rows", "weights of each row", _weighted_rows, lambda m: 3 * m, writes=True),
+        Operation("weighted_columns", "weights of each column", _weighted_columns, lambda m: 3 * m, writes=True),
         Operation("kth_magnitudes", "trim thresholds", lambda r: KthMagnitudes(r.kept, r.keys), lambda m: 3 * m),
         Operation(
             "magnitude_sums",
@@ -143,7 +208,22 @@ OPERATIONS = {
         Operation("ties", "trim, elect, mean", _ties, lambda m: 9 * m + 4, writes=True),
         Operation("breadcrumbs", "keep a band, sum", _breadcrumbs, lambda m: 6 * m, writes=True),
         Operation("dare_ties", "drop, elect, sum", _dare_ties, lambda m: m * (7 + HASH_STEPS) + 3, writes=True),
+        Operation(
+            "della",
+            "drop by rank in the row, elect, sum",
+            _della,
+            lambda m: m * (7 + HASH_STEPS + SORT_STEPS) + 3,
+            writes=True,
+            scratch_bytes=16,
+        ),
         Operation("dare_linear", "drop, sum", _dare_linear, lambda m: m * (4 + HASH_STEPS), writes=True),
+        Operation(
+            "largest_variances",
+            "SCE: where models vary most",
+            lambda r: LargestVariances(DENSITY, r.keys[0]),
+            lambda m: 4 * m + 3,
+            scratch_bytes=8,
+        ),
         Operation(
             "energies",
             "sums of squares where models vary",
@@ -156,6 +236,15 @@ OPERATIONS = {
             "selective_consensus", "SCE: select, elect, mean", _selective_consensus, lambda m: 12 * m, writes=True
         ),
         Operation("overlap_mean", "RAM: mean where deltas overlap", _overlap_mean, lambda m: 8 * m, writes=True),
+        Operation(
+            "importance_quantiles",
+            "quartiles of delta times divergence",
+            _importance_quantiles,
+            lambda m: 5 + EXPONENTIAL_STEPS,
+            single=True,
+            scratch_bytes=8,
+        ),
+        Operation("take_important", "or the base", _take_important, lambda m: 4, writes=True, single=True),
         Operation("nearswap", "swap what is near", lambda _: NearSwap(ACTIVE), lambda m: 9, writes=True, single=True),
     )
 }

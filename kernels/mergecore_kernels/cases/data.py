@@ -13,12 +13,16 @@ from torch import Tensor
 from mergecore_kernels import torch_ops
 from mergecore_kernels.cases.case import DTYPES, SCRATCH_BYTES, Case
 from mergecore_kernels.cases.catalogue import Request, Spec
-from mergecore_kernels.operations import CHUNK, Key, KthMagnitudes, Trim
+from mergecore_kernels.operations import CHUNK, Key, KthMagnitudes, Trim, row_length, whole_rows
 
 PERIOD = 16_777_213
 """Longer tensors repeat their first elements. A prime, so that no power of two (of a wrong index) is a multiple."""
 SPREADS = (0.0002, 0.0005, 0.002, 0.001)
 """Standard deviations of the deltas; the first, a light fine-tune, gives many equal ones in 16 bits."""
+FINE = 2.0**-28
+"""Share of a second number that is added in float64, so that its low bits aren't zero."""
+COARSE = 64
+"""How many times larger they are in float8, in whose steps most of the deltas would be zero."""
 TILE = 4 * CHUNK
 """Elements of a tile on the CPU. A GPU gets the whole tensor at once."""
 _STANDARD = 2.0**15 / 3**0.5 * 2  # the deviation of the sum of four numbers of 16 bits
@@ -36,7 +40,7 @@ class Data:
     out: Tensor | None
     """[N] where the operation gives a tensor; filled with NaN."""
     start: int = 0
-    """Index in the tensor of the first element that is here; a multiple of CHUNK."""
+    """Index in the tensor of the first element that is here; a multiple of CHUNK, or of a row's length."""
 
     @property
     def n(self) -> int:
@@ -44,18 +48,30 @@ class Data:
         return self.inputs[0].numel()
 
     @property
+    def compute(self) -> torch.dtype:
+        """Of the arithmetic."""
+        return torch.float64 if self.inputs[0].dtype == torch.float64 else torch.float32
+
+    @property
+    def out_dtype(self) -> torch.dtype:
+        """Where the operation gives a tensor."""
+        assert self.out is not None, "it gives a few numbers"
+        return self.out.dtype
+
+    @property
     def device(self) -> torch.device:
         return self.inputs[0].device
 
     def tiles(self) -> list[torch_ops.Tile]:
         """All elements, in order."""
-        size = TILE if self.device.type == "cpu" else max(self.n, 1)
+        row = 1 if self.spec is None else row_length(self.spec)
+        size = whole_rows(TILE, row) if self.device.type == "cpu" else max(self.n, 1)
         return [
             torch_ops.Tile(
                 self.start + at,
                 [x[at : at + size] for x in self.inputs],
                 None if self.base is None else self.base[at : at + size],
-                torch.float32,
+                self.compute,
             )
             for at in range(0, self.n, size)
         ]
@@ -64,7 +80,7 @@ class Data:
 def make_data(case: Case, device: torch.device | str) -> Data:
     """The tensors of `case` on `device`, filled from numbers that are drawn on the CPU."""
     operation, dtype, n = case.operation, DTYPES[case.dtype], case.size.n
-    place = partial(_place, n=n, dtype=dtype, device=torch.device(device), odd=case.odd)
+    place = partial(_place, n=n, device=torch.device(device), odd=case.odd)
     block = min(n, PERIOD)
     base = _block(block, 0, dtype)
     inputs = tuple(place(_block(block, i + 1, dtype)) for i in range(case.models))
@@ -72,27 +88,27 @@ def make_data(case: Case, device: torch.device | str) -> Data:
         for x in inputs:
             _plant(x, finite=operation.sums)
     keys = tuple(Key.of("case", 0, "weight", i) for i in range(case.models))
-    request = Request(case.models, n, keys, partial(_trims, block, dtype, keys))
+    request = Request(case.models, n, case.size.shape[-1], keys, partial(_trims, block, dtype, keys))
     return Data(
         operation.make_spec(request),
         inputs,
         place(base) if operation.base else None,
-        place(torch.full((1,), torch.nan, dtype=dtype)) if operation.writes else None,
+        place(torch.full((1,), torch.nan, dtype=case.out_dtype)) if operation.writes else None,
     )
 
 
 def part_of(data: Data, start: int, n: int, device: torch.device | str) -> Data:
-    """The elements [start, start + n) on another device. `start` is a multiple of CHUNK."""
+    """The elements [start, start + n) on another device. `start` is as in `Data`."""
     piece = slice(start, start + n)
     inputs = tuple(x[piece].to(device) for x in data.inputs)
     base = None if data.base is None else data.base[piece].to(device)
-    out = None if data.out is None else torch.full_like(inputs[0], torch.nan)
+    out = None if data.out is None else torch.full_like(inputs[0], torch.nan, dtype=data.out.dtype)
     return Data(data.spec, inputs, base, out, data.start + start)
 
 
-def _place(block: Tensor, n: int, dtype: torch.dtype, device: torch.device, odd: bool) -> Tensor:
+def _place(block: Tensor, n: int, device: torch.device, odd: bool) -> Tensor:
     """[n] the block again and again; one element from an aligned address if `odd`."""
-    x = torch.empty(n + odd, dtype=dtype, device=device)[int(odd) :]
+    x = torch.empty(n + odd, dtype=block.dtype, device=device)[int(odd) :]
     block = block.to(device)
     whole = n // len(block) * len(block)
     x[:whole].view(-1, len(block)).copy_(block)  # [repetitions, block]
@@ -104,8 +120,11 @@ def _place(block: Tensor, n: int, dtype: torch.dtype, device: torch.device, odd:
 def _block(n: int, index: int, dtype: torch.dtype) -> Tensor:
     """[n] the first elements of the base (index 0) or of a model, on the CPU."""
     values = _normal(n, 0) * 0.02
+    if dtype == torch.float64:
+        values = values.astype(np.float64) + _normal(n, index + PERIOD) * FINE
     if index:
-        values += _normal(n, index) * SPREADS[(index - 1) % len(SPREADS)]
+        spread = SPREADS[(index - 1) % len(SPREADS)] * (COARSE if dtype.itemsize == 1 else 1)
+        values += _normal(n, index) * spread
     return torch.from_numpy(values).to(dtype)
 
 

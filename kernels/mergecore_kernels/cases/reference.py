@@ -6,29 +6,41 @@ Output tensors are compared in some windows, measurements over all elements.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mergecore_kernels.cases.data import Data, part_of
-from mergecore_kernels.cases.expected import EPSILON, exact_deltas, expected, selected
+from mergecore_kernels.cases.expected import EPSILON, exact_deltas, expected, selected, squared_deviations
 from mergecore_kernels.operations import (
     CHUNK,
     HASH_RANGE,
     Drop,
     Energies,
     Gram,
+    GramColumns,
+    GramRows,
+    ImportanceQuantiles,
     KthMagnitudes,
+    LargestVariances,
     MagnitudeSums,
     OverlapCounts,
+    Trim,
+    row_length,
+    whole_rows,
 )  # fmt: skip
 
 BLOCK = 1 << 22
 """Elements that are looked at at a time."""
 ADDITIONS = 32
-"""In float32, one after another, in a sum over elements; all others are in float64."""
+"""In the compute dtype, one after another, in a sum over elements; all others are in float64."""
+LEAST_PROBABILITY = 1e-8
+"""Added to the probabilities of a softmax."""
+QUANTILE_ERROR = 1e-5
+"""Relative, of importances: small divergences are differences of nearly equal numbers."""
 DEVIATIONS = 6.0
 """Of a random quantity that are taken for chance."""
 
@@ -40,10 +52,16 @@ def problem_of(data: Data, result: Any) -> str:
         return next(filter(None, (_window_problem(window, result) for window in _windows(data))), "")
     if isinstance(spec, Gram):
         return _gram_problem(data, result)
+    if isinstance(spec, (GramRows, GramColumns)):
+        return _gram_vectors_problem(data, spec, result)
+    if isinstance(spec, ImportanceQuantiles):
+        return _quantiles_problem(data, spec, result)
     if isinstance(spec, KthMagnitudes):
         return _kth_problem(data, spec, result)
     if isinstance(spec, MagnitudeSums):
         return _sums_problem(data, spec, result)
+    if isinstance(spec, LargestVariances):
+        return _variances_problem(data, spec, result)
     if isinstance(spec, Energies):
         return _energies_problem(data, spec, result)
     if isinstance(spec, OverlapCounts):
@@ -53,10 +71,11 @@ def problem_of(data: Data, result: Any) -> str:
 
 
 def _windows(data: Data) -> Iterator[Data]:
-    """The first chunk, one in the middle and the last one, on the CPU."""
-    last = (data.n - 1) // CHUNK
-    for chunk in sorted({0, last // 2, last}):
-        yield part_of(data, chunk * CHUNK, min(CHUNK, data.n - chunk * CHUNK), "cpu")
+    """The first chunk, one in the middle and the last one, on the CPU; whole rows where the operation looks at them."""
+    size = CHUNK if data.spec is None or row_length(data.spec) == 1 else whole_rows(CHUNK, row_length(data.spec))
+    last = (data.n - 1) // size
+    for number in sorted({0, last // 2, last}):
+        yield part_of(data, number * size, min(size, data.n - number * size), "cpu")
 
 
 def _window_problem(window: Data, result: Tensor) -> str:
@@ -71,12 +90,17 @@ def _window_problem(window: Data, result: Tensor) -> str:
     return f"element {window.start + i} is {float(got[i])}, not {float(want[i])} (± {float(bound[i]):.2g})"
 
 
-def _blocks(data: Data) -> Iterator[list[Tensor]]:
-    """The deltas block by block, where the data is."""
-    for at in range(0, data.n, BLOCK):
-        piece = slice(at, at + BLOCK)
+def _blocks(data: Data, columns: int = 1) -> Iterator[list[Tensor]]:
+    """The deltas in blocks of whole rows, where the data is."""
+    return (exact_deltas(block) for block in _parts(data, columns))
+
+
+def _parts(data: Data, columns: int) -> Iterator[Data]:
+    size = whole_rows(BLOCK, columns)
+    for at in range(0, data.n, size):
+        piece = slice(at, at + size)
         base = None if data.base is None else data.base[piece]
-        yield exact_deltas(Data(data.spec, tuple(x[piece] for x in data.inputs), base, None))
+        yield Data(data.spec, tuple(x[piece] for x in data.inputs), base, None)
 
 
 def _gram_problem(data: Data, result: list[list[float]]) -> str:
@@ -88,9 +112,51 @@ def _gram_problem(data: Data, result: list[list[float]]) -> str:
                 want[i][j] += float(deltas[i] @ deltas[j])
     for i in range(m):
         for j in range(m):
-            bound = (ADDITIONS + 1) * EPSILON * sqrt(want[i][i] * want[j][j])
+            bound = (ADDITIONS + 1) * EPSILON[data.compute] * sqrt(want[i][i] * want[j][j])
             if not abs(result[i][j] - want[i][j]) <= bound:
                 return f"the product of {i} and {j} is {result[i][j]}, not {want[i][j]} (± {bound:.2g})"
+    return ""
+
+
+def _gram_vectors_problem(data: Data, spec: GramRows | GramColumns, result: list[list[Any]]) -> str:
+    m, by_row = len(data.inputs), isinstance(spec, GramRows)
+    parts = []
+    for deltas in _blocks(data, spec.columns):
+        values = torch.stack(deltas).view(m, -1, spec.columns)
+        parts.append(torch.einsum("irc,jrc->ijr" if by_row else "irc,jrc->ijc", values, values).to("cpu"))
+    want = torch.cat(parts, dim=2) if by_row else torch.stack(parts).sum(dim=0)
+    norms = torch.diagonal(want).T.sqrt()  # [M, R or C]
+    bound = (ADDITIONS + 1) * EPSILON[data.compute] * norms[:, None] * norms
+    got = torch.from_numpy(np.array(result))
+    wrong = torch.nonzero(~((got - want).abs() <= bound))
+    if not len(wrong):
+        return ""
+    i, j, place = wrong[0].tolist()
+    vector = f"{'row' if by_row else 'column'} {place}"
+    return f"the product of {i} and {j} in {vector} is {got[i, j, place]}, not {want[i, j, place]}"
+
+
+def _quantiles_problem(data: Data, spec: ImportanceQuantiles, result: Any) -> str:
+    """By the ranks of the numbers a little below and above each; those of rows are as exact as float32 makes them."""
+    quantiles, divergences = result
+    want, importances = [], []
+    for part in _parts(data, spec.columns):
+        assert part.base is not None
+        x, base = (values.double().view(-1, spec.columns) for values in (part.inputs[0], part.base))
+        p, q = (values.softmax(dim=1) + LEAST_PROBABILITY for values in (x, base))
+        want.append((p * (p / q).log()).sum(dim=1).cpu())
+        importances.append((exact_deltas(part)[0].view_as(x).abs().cpu() * want[-1][:, None]).flatten())
+    rows, all_of_them = torch.cat(want), torch.cat(importances)
+    off = (torch.from_numpy(divergences).double() - rows).abs()
+    if not bool((off <= QUANTILE_ERROR * rows.abs()).all()):
+        row = int(off.argmax())
+        return f"the divergence of row {row} is {divergences[row]}, not {float(rows[row])}"
+    for fraction, quantile in zip(spec.fractions, quantiles, strict=True):
+        place = int(fraction * (data.n - 1))
+        below = int((all_of_them < quantile * (1 - QUANTILE_ERROR)).sum())
+        up_to = int((all_of_them <= quantile * (1 + QUANTILE_ERROR)).sum())
+        if not below <= place < up_to:
+            return f"{quantile} is at places {below} to {up_to} of the importances, not at {place}"
     return ""
 
 
@@ -99,15 +165,33 @@ def _kth_problem(data: Data, spec: KthMagnitudes, result: Any) -> str:
     above, equal = [0] * len(spec.kept), [0] * len(spec.kept)
     for deltas in _blocks(data):
         for i, delta in enumerate(deltas):
-            above[i] += int((delta.abs() > result[i].magnitude).sum())
-            equal[i] += int((delta.abs() == result[i].magnitude).sum())
-    for i, k in enumerate(spec.kept):
-        if not above[i] < k <= above[i] + equal[i]:
-            return f"of delta {i}, {above[i]} are above {result[i].magnitude} and {equal[i]} equal, for k = {k}"
-        share, kept = (k - above[i]) / equal[i], (result[i].hash_cut + 1) / HASH_RANGE
-        if abs(share - kept) > DEVIATIONS * sqrt(share * (1 - share) / equal[i]) + 1 / equal[i]:
-            return f"of delta {i}, the hash keeps {kept:.3f} of the equals instead of {share:.3f}"
+            above[i] += int((delta.abs().float() > result[i].magnitude).sum())
+            equal[i] += int((delta.abs().float() == result[i].magnitude).sum())
+    problems = [_rank_problem(*counts) for counts in zip(result, spec.kept, above, equal, strict=True)]
+    return next((f"of delta {i}, {problem}" for i, problem in enumerate(problems) if problem), "")
+
+
+def _rank_problem(trim: Trim, k: int, above: int, equal: int) -> str:
+    if not above < k <= above + equal:
+        return f"{above} are above {trim.magnitude} and {equal} equal, for k = {k}"
+    share, kept = (k - above) / equal, (trim.hash_cut + 1) / HASH_RANGE
+    if abs(share - kept) > DEVIATIONS * sqrt(share * (1 - share) / equal) + 1 / equal:
+        return f"the hash keeps {kept:.3f} of the equals instead of {share:.3f}"
     return ""
+
+
+def _variances_problem(data: Data, spec: LargestVariances, result: Trim) -> str:
+    varying = above = equal = 0
+    for deltas in _blocks(data):
+        deviations = squared_deviations(deltas, data.compute).float()
+        varying += int((deviations != 0).sum())
+        above += int((deviations > result.magnitude).sum())
+        equal += int((deviations == result.magnitude).sum())
+    k = int(torch.tensor(varying, dtype=torch.float32) * torch.tensor(spec.share, dtype=torch.float32))
+    if k == 0:
+        return "" if result.magnitude == inf else f"the magnitude is {result.magnitude}, but no element varies"
+    problem = _rank_problem(result, k, above, equal)
+    return f"of the squared deviations, {problem}" if problem else ""
 
 
 def _sums_problem(data: Data, spec: MagnitudeSums, result: list[tuple[float, float]]) -> str:
@@ -119,7 +203,7 @@ def _sums_problem(data: Data, spec: MagnitudeSums, result: list[tuple[float, flo
             total += float(deltas[i].abs().sum())
             squares += float(deltas[i] @ deltas[i])
         before, after = result[i]
-        if not abs(before - total) <= ADDITIONS * EPSILON * total:
+        if not abs(before - total) <= ADDITIONS * EPSILON[data.compute] * total:
             return f"the magnitudes of delta {i} have the sum {before}, not {total}"
         if not abs(after - share * total) <= DEVIATIONS * sqrt(share * (1 - share) * squares):
             return f"of the magnitudes of delta {i}, {after} is kept of {total}"
@@ -129,10 +213,10 @@ def _sums_problem(data: Data, spec: MagnitudeSums, result: list[tuple[float, flo
 def _energies_problem(data: Data, spec: Energies, result: list[float]) -> str:
     want = [0.0] * len(data.inputs)
     for number, deltas in enumerate(_blocks(data)):
-        chosen = selected(spec.selection, deltas, number * BLOCK)
+        chosen = selected(spec.selection, deltas, number * BLOCK, data.compute)
         want = [total + float((delta * chosen) @ delta) for total, delta in zip(want, deltas, strict=True)]
     for i, (got, energy) in enumerate(zip(result, want, strict=True)):
-        if not abs(got - energy) <= (ADDITIONS + 1) * EPSILON * energy:
+        if not abs(got - energy) <= (ADDITIONS + 1) * EPSILON[data.compute] * energy:
             return f"the energy of delta {i} is {got}, not {energy}"
     return ""
 

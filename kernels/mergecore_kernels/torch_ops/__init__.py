@@ -16,9 +16,12 @@ from mergecore_kernels.operations import (
     Copy,
     Energies,
     Gram,
+    GramColumns,
+    GramRows,
     ImportanceQuantiles,
     KthMagnitudes,
     LargestVariances,
+    MagnitudeCounts,
     MagnitudeSums,
     Measure,
     NearSwap,
@@ -26,21 +29,28 @@ from mergecore_kernels.operations import (
     OverlapMean,
     SelectiveConsensus,
     TakeImportant,
+    TileFunction,
+    WeightedColumns,
+    WeightedRows,
     WeightedSum,
 )  # fmt: skip
 from mergecore_kernels.torch_ops.consensus import consensus
 from mergecore_kernels.torch_ops.energies import energies
 from mergecore_kernels.torch_ops.gram import gram
+from mergecore_kernels.torch_ops.gram_columns import gram_columns
+from mergecore_kernels.torch_ops.gram_rows import gram_rows
 from mergecore_kernels.torch_ops.importance import importance_quantiles, take_important
+from mergecore_kernels.torch_ops.magnitude_counts import magnitude_counts
 from mergecore_kernels.torch_ops.magnitude_sums import magnitude_sums
 from mergecore_kernels.torch_ops.nearswap import nearswap
-from mergecore_kernels.torch_ops.nonfinite import count_nonfinite
+from mergecore_kernels.torch_ops.nonfinite import count_nonfinite, count_nonfinite_batch
 from mergecore_kernels.torch_ops.order_statistics import kth_magnitudes
 from mergecore_kernels.torch_ops.overlaps import overlap_counts, overlap_mean
 from mergecore_kernels.torch_ops.selective_consensus import selective_consensus
 from mergecore_kernels.torch_ops.tile import CHUNK, Tile, Tiles
+from mergecore_kernels.torch_ops.tile_function import tile_function
 from mergecore_kernels.torch_ops.variances import largest_variances
-from mergecore_kernels.torch_ops.weighted_sum import copy, weighted_sum
+from mergecore_kernels.torch_ops.weighted_sum import copy, weighted_columns, weighted_rows, weighted_sum
 from mergecore_kernels.torch_ops.workspace import Workspace
 
 __all__ = [
@@ -51,13 +61,17 @@ __all__ = [
     "combine",
     "combine_batch",
     "count_nonfinite",
+    "count_nonfinite_batch",
     "measure",
     "measure_batch",
 ]
 
 _MEASURES: dict[type, Any] = {
     Gram: gram,
+    GramRows: gram_rows,
+    GramColumns: gram_columns,
     KthMagnitudes: kth_magnitudes,
+    MagnitudeCounts: magnitude_counts,
     MagnitudeSums: magnitude_sums,
     LargestVariances: largest_variances,
     Energies: energies,
@@ -67,11 +81,14 @@ _MEASURES: dict[type, Any] = {
 _COMBINES: dict[type, Any] = {
     Copy: copy,
     WeightedSum: weighted_sum,
+    WeightedRows: weighted_rows,
+    WeightedColumns: weighted_columns,
     Consensus: consensus,
     SelectiveConsensus: selective_consensus,
     OverlapMean: overlap_mean,
     NearSwap: nearswap,
     TakeImportant: take_important,
+    TileFunction: tile_function,
 }
 
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mergecore_kernels.torch_ops.float8 import widen_e4m3fn
+
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 """The integer dtype whose elements have the size of a compute dtype's."""
 
 
 def load(x: Tensor, buffer: Tensor) -> Tensor:
     """[n] x in the buffer's dtype, an exact cast: x itself where nothing has to be cast, else the buffer."""
-    return x if x.dtype == buffer.dtype else buffer.copy_(x)
+    if x.dtype == buffer.dtype:
+        return x
+    if x.dtype == torch.float8_e4m3fn and buffer.dtype == torch.float32 and x.device.type == "cpu":
+        return widen_e4m3fn(x, buffer)
+    return buffer.copy_(x)
 
 
 def load_delta(x: Tensor, base: Tensor, out: Tensor) -> Tensor:
     """[n] out = x - base. `base` has been loaded already."""
     if x.dtype == out.dtype:
         return torch.sub(x, base, out=out)
-    return out.copy_(x).sub_(base)
+    return load(x, out).sub_(base)
 
 
 def rounded(value: float, dtype: torch.dtype) -> float:

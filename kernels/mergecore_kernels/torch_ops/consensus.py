@@ -7,7 +7,7 @@ from struct import pack, unpack
 import torch
 from torch import Tensor
 
-from mergecore_kernels.operations import Consensus
+from mergecore_kernels.operations import Consensus, row_length, whole_rows
 from mergecore_kernels.torch_ops.arithmetic import BITS, load, load_delta, rounded, store
 from mergecore_kernels.torch_ops.masks import apply_mask
 from mergecore_kernels.torch_ops.tile import PIECE, Tile
@@ -31,7 +31,7 @@ def consensus(tile: Tile, spec: Consensus, out: Tensor, workspace: Workspace) ->
     NaN and Inf spread to the output, with bits and signs that depend on the device.
     """
     combine = _elected_sum if spec.elect else _sum
-    for piece in tile.pieces(PIECE):
+    for piece in tile.pieces(whole_rows(PIECE, row_length(spec))):
         assert piece.base is not None, "a consensus of deltas needs a base"
         base = load(piece.base, workspace.take("base", len(piece), piece.compute))
         combined = combine(piece, base, spec, workspace)

@@ -10,6 +10,7 @@ fails tests of serial correlation and chi-square.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mergecore_kernels.operations import Key
+from mergecore_kernels.operations import HASH_RANGE, Key
 from mergecore_kernels.torch_ops.tile import CHUNK
 from mergecore_kernels.torch_ops.workspace import Workspace
 
@@ -27,23 +28,36 @@ _FIRST, _SECOND, _THIRD = 0xED5AD4BB, 0xAC4C1B51, 0x31848BAB
 
 
 def hash_run(key: Key, start: int, n: int, workspace: Workspace) -> Tensor:
-    """[n] int32 bits of the hashes of the elements start ... start + n - 1, valid until the next call.
-
-    `start` is a multiple of CHUNK. All elements are in one block.
-    """
+    """[n] int32 bits of the hashes of the elements start ... start + n - 1, valid until the next call."""
     out = workspace.take("hash", n, torch.int32)
     if workspace.use_numpy:
         bits = out.numpy().view(np.uint32)
         shifted = workspace.take("hash shifted", min(n, CHUNK), torch.int32).numpy().view(np.uint32)
-        for at in range(0, n, CHUNK):
-            chunk = bits[at : at + CHUNK]
-            seed, second = _chunk_seed(key, start + at)
-            np.bitwise_xor(_ramp()[: len(chunk)], np.uint32(seed), out=chunk)
+        for part in _parts(start, n, CHUNK):
+            chunk = bits[part]
+            first = (start + part.start) % CHUNK
+            seed, second = _chunk_seed(key, start + part.start - first)
+            np.bitwise_xor(_ramp()[first : first + len(chunk)], np.uint32(seed), out=chunk)
             _mix_numpy(chunk, second, shifted[: len(chunk)])
     else:
-        offsets = torch.arange(n, dtype=torch.int32, device=workspace.device)
-        out.copy_(hash_offsets_torch(key, start, offsets))
+        for part in block_parts(start, n):
+            offsets = torch.arange(part.stop - part.start, dtype=torch.int32, device=workspace.device)
+            out[part] = hash_offsets_torch(key, start + part.start, offsets)
     return out
+
+
+def block_parts(start: int, n: int) -> Iterator[slice]:
+    """The parts of a run of n elements from `start` on, each within one block of hashes."""
+    return _parts(start, n, HASH_RANGE)
+
+
+def _parts(start: int, n: int, size: int) -> Iterator[slice]:
+    """Cut at the multiples of `size`."""
+    at = 0
+    while at < n:
+        end = min(at + size - (start + at) % size, n)
+        yield slice(at, end)
+        at = end
 
 
 def hash_offsets(key: Key, start: int, offsets: NDArray[np.integer[Any]]) -> NDArray[np.uint32]:

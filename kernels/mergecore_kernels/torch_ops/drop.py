@@ -17,7 +17,7 @@ _SIGN = -(1 << 31)
 def drop(delta: Tensor, mask: Drop, start: int, workspace: Workspace) -> None:
     """Set the elements of `delta` whose hash is at or above the threshold to +0, in place.
 
-    Shapes: delta [n], within one block of hashes, the elements from `start` on, a multiple of CHUNK.
+    Shapes: delta [n], the elements from `start` on.
     """
     if mask.threshold >= HASH_RANGE:
         return

@@ -31,7 +31,7 @@ SPREAD = 6.0
 
 
 def kth_magnitudes(tiles: Tiles, spec: KthMagnitudes, workspace: Workspace) -> tuple[Trim | None, ...]:
-    """[M] trims that keep exactly k elements each. Magnitudes are |δ| as float32.
+    """[as many as `spec.kept`] trims that keep exactly k elements each. Magnitudes are |δ| as float32.
 
     Equals: those with the smallest hashes are kept. Beyond 2³² elements two may share magnitude and hash; if they are
         the k-th, both are kept.
@@ -56,7 +56,7 @@ def _sample_pass(tiles: Tiles, searches: dict[int, _Search], workspace: Workspac
             # A complete sample is the answer, so its hashes must be exact, which they are piece by piece.
             for piece in tile.pieces(PIECE) if sample.gathering.stride == 1 else [tile]:
                 assert piece.base is not None, "magnitudes of deltas need a base"
-                sample.add(piece.inputs[i], piece.base, piece.start, piece.compute)
+                sample.add(piece.inputs[i % len(piece.inputs)], piece.base, piece.start, piece.compute)
     for i, sample in samples.items():
         searches[i].begin(sample)
 
@@ -70,7 +70,7 @@ def _sieve_pass(tiles: Tiles, searches: dict[int, _Search], workspace: Workspace
             base = load(piece.base, workspace.take("base", len(piece), piece.compute))
             delta = workspace.take("term", len(piece), piece.compute)
             for i, sieve in sieves.items():
-                magnitude = load_delta(piece.inputs[i], base, delta).abs_().to(torch.float32)
+                magnitude = load_delta(piece.inputs[i % len(piece.inputs)], base, delta).abs_().to(torch.float32)
                 sieve.add(magnitude.view(torch.int32), piece.start)
     for i, sieve in sieves.items():
         searches[i].narrow(sieve)

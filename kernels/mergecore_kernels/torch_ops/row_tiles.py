@@ -10,7 +10,7 @@ from mergecore_kernels.torch_ops.tile import Tile, Tiles
 
 
 def row_tiles(tiles: Tiles, columns: int) -> Iterator[Tile]:
-    """The same elements in tiles of one or more whole rows of so many columns.
+    """The same elements in tiles of one or more whole rows of so many columns; the last row may be a part of one.
 
     They are views, but for rows that lie across the tiles' ends, which are put together in new memory.
     """
@@ -20,20 +20,16 @@ def row_tiles(tiles: Tiles, columns: int) -> Iterator[Tile]:
         missing = min(-tile.start % columns, n)
         if missing:
             assert begun is not None, "the tiles begin at the tensor's start and leave nothing out"
-            begun = _joined(begun, _part(tile, 0, missing))
+            begun = _joined(begun, tile.part(0, missing))
             if len(begun) == columns:
                 yield begun
         whole = n - (n - missing) % columns
         if whole > missing or n == 0:
-            yield _part(tile, missing, whole)
+            yield tile.part(missing, whole)
         if whole < n:
-            begun = _joined(_part(tile, whole, n))
-    # A tensor is whole rows, so none is left.
-
-
-def _part(tile: Tile, first: int, end: int) -> Tile:
-    base = None if tile.base is None else tile.base[first:end]
-    return Tile(tile.start + first, [x[first:end] for x in tile.inputs], base, tile.compute)
+            begun = _joined(tile.part(whole, n))
+    if begun is not None and len(begun) % columns:
+        yield begun
 
 
 def _joined(*tiles: Tile) -> Tile:

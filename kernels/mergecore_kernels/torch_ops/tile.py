@@ -21,9 +21,10 @@ class Tile:
     """A run of elements of the flattened tensors that are merged."""
 
     start: int
-    """Index of the first element in the flattened tensor; a multiple of CHUNK."""
+    """Index of the first element in the flattened tensor; a multiple of CHUNK, or where a combination looks at whole
+    rows, of their length."""
     inputs: Sequence[Tensor]
-    """M x [n], contiguous, in their storage dtypes, which may differ. n is a multiple of CHUNK except at the end."""
+    """M x [n], contiguous, in their storage dtypes, which may differ. n is such a multiple too, except at the end."""
     base: Tensor | None
     """[n], if the operation works on deltas."""
     compute: torch.dtype
@@ -32,8 +33,13 @@ class Tile:
     def __len__(self) -> int:
         return self.inputs[0].numel()
 
+    def part(self, first: int, end: int) -> Tile:
+        """The elements [first, end) of the tile: views."""
+        base = None if self.base is None else self.base[first:end]
+        return Tile(self.start + first, [x[first:end] for x in self.inputs], base, self.compute)
+
     def pieces(self, size: int) -> Iterator[Tile]:
-        """The tile in pieces that end at multiples of `size`, itself a multiple of CHUNK: views."""
+        """The tile in pieces that end at multiples of `size`, itself a multiple of CHUNK or of a row: views."""
         n = len(self)
         at = 0
         while at < n or n == 0:
@@ -41,8 +47,7 @@ class Tile:
             if at == 0 and end == n:
                 yield self
                 return
-            base = None if self.base is None else self.base[at:end]
-            yield Tile(self.start + at, [x[at:end] for x in self.inputs], base, self.compute)
+            yield self.part(at, end)
             at = end
 
 

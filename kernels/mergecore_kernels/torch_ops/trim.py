@@ -24,8 +24,12 @@ def trim(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> None:
     Shapes: delta [n], within one block of hashes, the elements from `start` on, a multiple of CHUNK.
     """
     _keep_largest(delta, mask, start, workspace)
-    if mask.upper < inf:
-        _leave_out_outliers(delta, mask, start, workspace)
+    if mask.upper == inf:
+        return
+    if workspace.use_numpy and delta.dtype == torch.float32:
+        _leave_out_outliers_numpy(delta, mask, start, workspace)
+    else:
+        _leave_out_outliers(delta, mask, start)
 
 
 def _keep_largest(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> None:
@@ -66,8 +70,22 @@ def _trim_numpy(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> 
     delta.view(torch.int32).mul_(workspace.take("kept", n, torch.int32).copy_(kept))
 
 
-def _leave_out_outliers(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> None:
-    """There are few of them, so that no step is worth more than plain torch."""
+def _leave_out_outliers_numpy(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> None:
+    """Looks one by one at what is not below the bound: few elements, as a rule."""
+    n = delta.numel()
+    magnitude = torch.abs(delta, out=workspace.take("magnitude", n, torch.float32)).numpy()
+    reaches = workspace.take("equal", n, torch.bool).numpy()
+    np.greater_equal(magnitude, np.float32(mask.upper), out=reaches)
+    outliers = np.flatnonzero(reaches)
+    equal = outliers[magnitude[outliers] == np.float32(mask.upper)]
+    spared = equal[hash_offsets(mask.key, start, equal) > mask.upper_cut]
+    values = delta.numpy()
+    spared_values = values[spared]
+    values[outliers] = 0.0
+    values[spared] = spared_values
+
+
+def _leave_out_outliers(delta: Tensor, mask: Trim, start: int) -> None:
     magnitude = delta.abs().to(torch.float32)
     outlier = magnitude > mask.upper
     equal = torch.nonzero(magnitude == mask.upper).flatten()

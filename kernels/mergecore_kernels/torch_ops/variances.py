@@ -48,20 +48,21 @@ def select(deltas: list[Tensor], selection: Trim | None, start: int, workspace: 
 def squared_deviations(deltas: list[Tensor], workspace: Workspace) -> Tensor:
     """[n] Σ (δᵢ - mean)², which is M times the variance: the order of its elements is all that is used.
 
-    The mean is Σ δᵢ, in the order of the models, divided by M; every step is rounded to the compute dtype.
+    Computed on the differences δᵢ - δ₀, so that it is zero where all deltas are equal. Their mean is their sum, in the
+    order of the models, divided by M; every step is rounded to the compute dtype.
     """
     n, compute = deltas[0].numel(), deltas[0].dtype
     mean, term, total = (workspace.take(name, n, compute) for name in ("mean", "term", "deviations"))
-    mean.copy_(deltas[0])
+    first = deltas[0]
+    torch.sub(first, first, out=mean)
     for delta in deltas[1:]:
-        mean.add_(delta)
+        mean.add_(torch.sub(delta, first, out=term))
     # By a tensor: division by a number is a multiplication by its reciprocal on some devices.
     mean.div_(workspace.take("count", 1, compute).fill_(len(deltas)))
-    for i, delta in enumerate(deltas):
-        deviation = torch.sub(delta, mean, out=term if i else total)
-        deviation.mul_(deviation)
-        if i:
-            total.add_(deviation)
+    torch.mul(mean, mean, out=total)
+    for delta in deltas[1:]:
+        torch.sub(delta, first, out=term).sub_(mean)
+        total.add_(term.mul_(term))
     return total
 
 

@@ -26,9 +26,12 @@ from mergecore_kernels.operations import (
     Copy,
     Energies,
     Gram,
+    GramColumns,
+    GramRows,
     ImportanceQuantiles,
     KthMagnitudes,
     LargestVariances,
+    MagnitudeCounts,
     MagnitudeSums,
     Measure,
     NearSwap,
@@ -36,6 +39,9 @@ from mergecore_kernels.operations import (
     OverlapMean,
     SelectiveConsensus,
     TakeImportant,
+    TileFunction,
+    WeightedColumns,
+    WeightedRows,
     WeightedSum,
 )  # fmt: skip
 from mergecore_kernels.torch_ops import CHUNK, Tile, Tiles, Workspace
@@ -43,6 +49,10 @@ from mergecore_kernels.triton_ops.batches import Peeked, awaited
 from mergecore_kernels.triton_ops.consensus import consensus_batch
 from mergecore_kernels.triton_ops.energies import energies_batch
 from mergecore_kernels.triton_ops.gram import gram_batch
+from mergecore_kernels.triton_ops.gram_columns import gram_columns_batch
+from mergecore_kernels.triton_ops.gram_rows import gram_rows_batch
+from mergecore_kernels.triton_ops.importance import importance_quantiles_batch, take_important_batch
+from mergecore_kernels.triton_ops.magnitude_counts import magnitude_counts_batch
 from mergecore_kernels.triton_ops.magnitude_sums import magnitude_sums_batch
 from mergecore_kernels.triton_ops.nearswap import nearswap_batch
 from mergecore_kernels.triton_ops.nonfinite import count_nonfinite, count_nonfinite_batch
@@ -50,7 +60,12 @@ from mergecore_kernels.triton_ops.order_statistics import kth_magnitudes_batch
 from mergecore_kernels.triton_ops.overlaps import overlap_counts_batch, overlap_mean_batch
 from mergecore_kernels.triton_ops.selective_consensus import selective_consensus_batch
 from mergecore_kernels.triton_ops.variances import largest_variances_batch
-from mergecore_kernels.triton_ops.weighted_sum import copy_batch, weighted_sum_batch
+from mergecore_kernels.triton_ops.weighted_sum import (
+    copy_batch,
+    weighted_columns_batch,
+    weighted_rows_batch,
+    weighted_sum_batch,
+)
 
 __all__ = [
     "CHUNK",
@@ -67,22 +82,27 @@ __all__ = [
 
 _MEASURES: dict[type, Any] = {
     Gram: gram_batch,
+    GramRows: gram_rows_batch,
+    GramColumns: gram_columns_batch,
     KthMagnitudes: kth_magnitudes_batch,
+    MagnitudeCounts: magnitude_counts_batch,
     MagnitudeSums: magnitude_sums_batch,
     LargestVariances: largest_variances_batch,
     Energies: energies_batch,
     OverlapCounts: overlap_counts_batch,
+    ImportanceQuantiles: importance_quantiles_batch,
 }
 _COMBINES: dict[type, Any] = {
     Copy: copy_batch,
     WeightedSum: weighted_sum_batch,
+    WeightedRows: weighted_rows_batch,
+    WeightedColumns: weighted_columns_batch,
     Consensus: consensus_batch,
     SelectiveConsensus: selective_consensus_batch,
     OverlapMean: overlap_mean_batch,
     NearSwap: nearswap_batch,
+    TakeImportant: take_important_batch,
 }
-_BY_TWIN = (ImportanceQuantiles, TakeImportant)
-"""Operations on rows that are bound by arithmetic in float64, not by memory: they stay with torch, on the device."""
 
 
 def measure(spec: Measure, tiles: Tiles, workspace: Workspace) -> Any:
@@ -98,7 +118,7 @@ def measure_batch(jobs: Sequence[tuple[Measure, Tiles]], workspace: Workspace) -
         # A list stays one: operations of several passes then know that its tensors stay where they are.
         kept = tiles if isinstance(tiles, list) else Peeked(tiles)
         first = next(iter(kept), None) if isinstance(kept, list) else kept.first
-        if isinstance(spec, _BY_TWIN) or (first is not None and first.compute == torch.float64):
+        if first is not None and first.compute == torch.float64:
             results[job] = torch_ops.measure(spec, kept, workspace)
         else:
             by_type.setdefault(type(spec), []).append((job, (spec, kept)))
@@ -118,7 +138,7 @@ def combine_batch(jobs: Sequence[tuple[Combine, Tile, Tensor]], workspace: Works
     """Write the output tiles of all jobs, in as few launches as their kinds need."""
     by_type: dict[type, list[tuple[Any, Tile, Tensor]]] = {}
     for spec, tile, out in jobs:
-        if isinstance(spec, _BY_TWIN) or tile.compute == torch.float64:
+        if isinstance(spec, TileFunction) or tile.compute == torch.float64:
             torch_ops.combine(spec, tile, out, workspace)
         else:
             by_type.setdefault(type(spec), []).append((spec, tile, out))

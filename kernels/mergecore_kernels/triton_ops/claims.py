@@ -7,8 +7,8 @@ Each file with kernels has two things for that:
 
 `examples` gives launches of the file's kernels on small CPU tensors, by way of the real launchers (the parts of
 `combine_batch` and `measure_batch`); they are made with kernels that compile but don't run, so results mean nothing. It
-is called for m = 2, 4 and 8 and each target; what m hardly changes can be shown for m = 2 only, to save time. The first
-example is the most usual one: for most targets and dtypes, and m above 2, it is the only one that is compiled.
+is called for several m from 1 to 16; what m hardly changes can be shown for m = 2 only, to save time. The first example
+is the most usual one: for most targets, dtypes and m it is the only one that is compiled.
 """
 
 from __future__ import annotations
@@ -34,16 +34,25 @@ class Claim:
     """Of one kernel."""
 
     registers: Mapping[int, int]
-    """M -> the most registers of a thread, on any target: what was measured plus some 15 %."""
+    """The most registers of a thread, on any target, of kernels with up to so many inputs: what was measured plus some
+    15 %. The last number holds for all that have more."""
     bytes_per_element: Callable[[Mapping[str, Any]], float] | None
     """constexpr arguments -> bytes that one pass reads and writes per element, which is the least possible.
 
     None for a kernel that works on tables of partial results rather than on the tensors.
     """
     width_bits: Callable[[Mapping[str, Any]], int] = field(default=lambda constants: 128)
-    """constexpr arguments -> of each access to the tensors, but for the last elements, where they are aligned."""
+    """constexpr arguments -> of each access to the tensors, but for the last elements, where they are aligned.
+
+    To float8 tensors half of that, as a thread has as many elements of them as of 16-bit ones.
+    """
     divides: Callable[[Mapping[str, Any]], bool] = field(default=lambda constants: False)
     """constexpr arguments -> whether there is a division, of floats (`tl.div_rn`) or integers.
 
     On AMD exact division is made of fused multiply-adds; no other kernel may have them.
     """
+
+    def most_registers(self, inputs: int) -> int:
+        """Of a kernel with so many inputs."""
+        steps = sorted(self.registers)
+        return self.registers[next((step for step in steps if inputs <= step), steps[-1])]

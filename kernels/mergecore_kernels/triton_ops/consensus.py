@@ -1,4 +1,5 @@
-"""Masked deltas, weighted, summed or elected, and added to the base: TIES, breadcrumbs and DARE in one pass each.
+"""Masked deltas, weighted, summed or elected, and added to the base: TIES, breadcrumbs and DARE in one pass each; DELLA
+in one after those that rank (see ranked_drop.py), which also reads a byte per model and element.
 
 Reads every input and the base once and writes the output once. All deltas of an element stay in registers: first they
 vote, then those that agree are summed. Beside the mask (see masks.py) a model takes 8 instructions per element: cast,
@@ -17,8 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mergecore_kernels.operations import HASH_RANGE, Consensus, Drop, Key, Mask, Trim
+from mergecore_kernels.operations import HASH_RANGE, Consensus, Drop, Key, Mask, RankedDrop, Trim
 from mergecore_kernels.torch_ops.arithmetic import rounded
+from mergecore_kernels.torch_ops.consensus import consensus as twin
 from mergecore_kernels.torch_ops.consensus import factors
 from mergecore_kernels.torch_ops.tile import Tile
 from mergecore_kernels.torch_ops.workspace import Workspace
@@ -43,7 +45,17 @@ from mergecore_kernels.triton_ops.loading import (
     store,
     whole_part,
 )
-from mergecore_kernels.triton_ops.masks import MASK_WORDS, load_mask, mask_kinds, mask_words, masked, word
+from mergecore_kernels.triton_ops.masks import (
+    MASK_WORDS,
+    KernelMask,
+    hashes,
+    kernel_masks,
+    load_mask,
+    mask_kinds,
+    mask_words,
+    masked,
+    word,
+)
 from mergecore_kernels.triton_ops.trim import float_bits
 
 WIDE = 12
@@ -144,6 +156,7 @@ def _elected_sum(
 
 
 _Job: TypeAlias = tuple[Consensus, Tile, Tensor]
+_Part: TypeAlias = tuple[Consensus, Tile, Tensor, tuple[KernelMask, ...]]
 
 
 def consensus(tile: Tile, spec: Consensus, out: Tensor, workspace: Workspace) -> None:
@@ -154,17 +167,15 @@ def consensus(tile: Tile, spec: Consensus, out: Tensor, workspace: Workspace) ->
 def consensus_batch(jobs: Sequence[_Job], workspace: Workspace) -> None:
     """A launch for each group of jobs that are alike. The host doesn't wait."""
     assert all(tile.compute == torch.float32 for _, tile, _ in jobs), "float64 is left to the torch twin"
-    # Hash keys hold for 2³² elements, so a tile that goes beyond is two jobs.
-    pieces = [
-        (spec, piece, out[piece.start - tile.start :][: len(piece)])
-        for spec, tile, out in jobs
-        for piece in tile.pieces(HASH_RANGE)
-        if len(piece)
-    ]
-    for (layout, kinds, elect, mean), group in grouped((_kind(job), job) for job in pieces).items():
+    pieces = [piece for job in jobs for piece in _pieces(job, workspace)]
+    masks = kernel_masks([(spec.masks, tile) for spec, tile, _ in pieces], workspace)
+    parts = [(*piece, of_piece) for piece, of_piece in zip(pieces, masks, strict=True)]
+    for (layout, kinds, elect, mean), group in grouped((_kind(part), part) for part in parts).items():
         block, per_thread = (BLOCK, 8) if len(kinds) <= WIDE else (BLOCK // 2, 4)
-        table = launch_table([tile for _, tile, _ in group], [out for _, _, out in group], workspace.device, block)
-        words = to_device(np.array([_words(job) for job in group], dtype=np.uint32).view(np.int32), workspace.device)
+        table = launch_table(
+            [tile for _, tile, _, _ in group], [out for _, _, out, _ in group], workspace.device, block
+        )
+        words = to_device(np.array([_words(part) for part in group], dtype=np.uint32).view(np.int32), workspace.device)
         _consensus_kernel[(table.programs,)](
             table.rows,
             table.blocks,
@@ -178,17 +189,34 @@ def consensus_batch(jobs: Sequence[_Job], workspace: Workspace) -> None:
         )
 
 
-def _kind(job: _Job) -> Hashable:
-    """What the kernel is compiled for."""
+def _pieces(job: _Job, workspace: Workspace) -> list[_Job]:
+    """What is launched for a job. Hash keys hold for 2³² elements, so a tile that goes beyond is two pieces.
+
+    Rows begin anywhere, but the hashes of the other masks need programs that begin at multiples of their length. No
+    method has both, and a combination that does is left to the torch twin.
+    """
     spec, tile, out = job
-    return Layout.of(tile, out), mask_kinds(spec.masks), spec.elect, spec.elect and spec.normalize
+    if not len(tile):
+        return []
+    if not any(isinstance(mask, RankedDrop) for mask in spec.masks):
+        return [(spec, piece, out[piece.start - tile.start :][: len(piece)]) for piece in tile.pieces(HASH_RANGE)]
+    if not any(hashes(mask) for mask in spec.masks):
+        return [job]
+    twin(tile, spec, out, workspace)
+    return []
 
 
-def _words(job: _Job) -> list[int]:
+def _kind(part: _Part) -> Hashable:
+    """What the kernel is compiled for."""
+    spec, tile, out, masks = part
+    return Layout.of(tile, out), mask_kinds(masks), spec.elect, spec.elect and spec.normalize
+
+
+def _words(part: _Part) -> list[int]:
     """[1 + M · _MODEL_WORDS] what differs from job to job, as 32-bit words."""
-    spec, tile, _ = job
+    spec, tile, _, masks = part
     words = [float_bits(rounded(spec.scale, torch.float32))]
-    for factor, weight, mask in zip(factors(spec, torch.float32), spec.weights, spec.masks, strict=True):
+    for factor, weight, mask in zip(factors(spec, torch.float32), spec.weights, masks, strict=True):
         words += [float_bits(factor), float_bits(rounded(weight, torch.float32)), *mask_words(mask, tile.start)]
     return words
 
@@ -200,7 +228,7 @@ def bytes_moved(tile: Tile, out: Tensor) -> int:
 
 CLAIMS = {
     "_consensus_kernel": Claim(
-        registers={2: 72, 4: 92, 8: 144},
+        registers={2: 72, 4: 92, 8: 144, 12: 206, 16: 150},
         bytes_per_element=bytes_once,
         width_bits=lambda constants: 128 if len(constants["INPUTS"]) <= WIDE else 64,
         divides=lambda constants: bool(constants["MEAN"]),
@@ -209,8 +237,10 @@ CLAIMS = {
 
 
 def examples(m: int, dtype: torch.dtype) -> Examples:
-    """TIES where no magnitude equals the k-th, TIES, breadcrumbs with election, DARE with and without; 16 models."""
-    n = BLOCK + 5
+    """TIES where no magnitude equals the k-th, TIES, breadcrumbs with election, DARE with and without; 16 models;
+    DELLA.
+    """
+    n = 8 * BLOCK + 5  # as a row it is too long for the kernel that sorts, which ranked_drop.py shows
     inputs = [torch.zeros(n, dtype=dtype) for _ in range(m)]
     mixed = [x.to(torch.float32) if i % 2 else x for i, x in enumerate(inputs)]
     out, key = torch.zeros(n, dtype=dtype), Key.of("example", 0, "", 0)
@@ -231,6 +261,8 @@ def examples(m: int, dtype: torch.dtype) -> Examples:
             "band, sum": launch(Trim(1.0, 1, key, 2.0, 1), True, False, inputs),
             "drop, not elected": launch(drop, False, True, inputs),
             "mixed dtypes": launch(drop, True, False, mixed),
+            "kept, mean": launch(RankedDrop(0.5, 0.1, n, key), True, True, inputs),
+            "float8": launch(drop, True, False, [x.to(torch.float8_e4m3fn) for x in inputs]),
         }
     if m == 8:
         shown["drop, sum of 16"] = launch(drop, True, False, inputs * 2)

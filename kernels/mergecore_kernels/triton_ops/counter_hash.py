@@ -41,6 +41,18 @@ def hash_offsets(
     return h ^ (h >> 14)
 
 
+@triton.jit
+def hash_index(
+    index,  # int64 [BLOCK]: any elements of the tensor
+    first_block,  # int64: a block of hashes, at or before theirs
+    words_ptr,  # int32 [blocks, 2]: `key_words`, from this block on
+):
+    """uint32 [BLOCK]: the hashes of the elements `index`."""
+    words_ptr += 2 * ((index >> 32) - first_block)
+    mixed = index.to(tl.uint32) ^ tl.load(words_ptr).to(tl.uint32, bitcast=True)
+    return hash_offsets(mixed >> 17, mixed, tl.load(words_ptr + 1).to(tl.uint32, bitcast=True))
+
+
 def key_words(key: Key, start: int) -> tuple[int, int]:
     """What the kernels need of a key, for the elements in the block of `start`: k0 and k1 · c, both below 2³²."""
     first, second = key.words(start >> 32)

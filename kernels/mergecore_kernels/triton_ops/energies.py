@@ -152,7 +152,7 @@ def bytes_moved(tile: Tile) -> int:
 
 CLAIMS = {
     "_energies_kernel": Claim(
-        registers={2: 108, 4: 144, 8: 126},
+        registers={2: 108, 4: 168, 8: 150, 16: 250},
         bytes_per_element=bytes_once,
         width_bits=lambda constants: 128 if len(constants["INPUTS"]) <= WIDE else 64,
         divides=lambda constants: constants["KIND"] != "all",

@@ -7,12 +7,13 @@ each with two halves of GROUP inputs at most, and an input is read several times
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations, combinations_with_replacement
+from itertools import chain, combinations, combinations_with_replacement
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -60,17 +61,17 @@ def _gram_kernel(
     whole = left // ROW * ROW
     at += group * WIDTH
     for row in range(0, whole, ROW):
-        sums = _add_products(sums, row_ptr, at + row, lane, WIDTH, INPUTS, BASE, ALIGNED, PAIRS)
+        sums = add_products(sums, row_ptr, at + row, lane, WIDTH, INPUTS, BASE, ALIGNED, PAIRS)
     left -= whole + group * WIDTH
     if left > 0:
-        sums = _add_products(sums, row_ptr, at + whole, lane, left, INPUTS, BASE, False, PAIRS)
+        sums = add_products(sums, row_ptr, at + whole, lane, left, INPUTS, BASE, False, PAIRS)
     partials_ptr += (tl.program_id(0) // GROUPS).to(tl.int64) * (len(PAIRS) * GROUPS) + group
     for pair in tl.static_range(len(PAIRS)):
         tl.store(partials_ptr + pair * GROUPS, adjacent_pair_tree(sums[pair].to(tl.float64), WIDTH_LEVELS))
 
 
 @triton.jit
-def _add_products(
+def add_products(
     sums,  # one [WIDTH] per pair
     row_ptr,
     at,
@@ -113,6 +114,18 @@ def gram_batch(jobs: Sequence[tuple[Gram, Tiles]], workspace: Workspace) -> Pend
             _launch(layout, pairs, [key for key, _ in group], [part for _, part in group], sums)
     counts = {(job, share): len(share.pairs) for job, size in sizes.items() for share in shares(size)}
     return Pending(sums.totals(counts), lambda totals: _matrices(list(sizes.values()), totals))
+
+
+def pending_arrays(sums: Sequence[tuple[int, Tensor]]) -> Pending:
+    """[M, M] of arrays [L] for each job, from its M and float64 [pairs, L], the pairs of one share after another."""
+    lengths = [of_job.numel() for _, of_job in sums]
+
+    def finish(totals: list[float]) -> list[Any]:
+        parts = np.split(np.array(totals, dtype=np.float64), np.cumsum(lengths)[:-1])
+        arrays = [part.reshape(of_job.shape) for part, (_, of_job) in zip(parts, sums, strict=True)]
+        return _matrices([m for m, _ in sums], chain.from_iterable(arrays))
+
+    return Pending(torch.cat([of_job.flatten() for _, of_job in sums]), finish)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,21 +178,21 @@ def launch_products(table: LaunchTable, layout: Layout, pairs: Pairs, partials: 
             GROUPS=GROUPS,
             WIDTH=WIDTH,
             WIDTH_LEVELS=WIDTH_LEVELS,
-            **launch_options(WIDTH, per_thread=_per_thread(len(layout.inputs))),
+            **launch_options(WIDTH, per_thread=lanes_per_thread(len(layout.inputs))),
         )
 
 
-def _per_thread(m: int) -> int:
+def lanes_per_thread(m: int) -> int:
     """Lanes of a thread: as many as there are registers for their sums."""
     return 8 if m <= 4 else 4
 
 
-def _matrices(sizes: list[int], totals: list[float]) -> list[list[list[float]]]:
+def _matrices(sizes: list[int], totals: Iterable[Any]) -> list[list[list[Any]]]:
     """The matrix of each job, from the sums of its shares."""
     matrices = []
     values = iter(totals)
     for m in sizes:
-        dots = [[0.0] * m for _ in range(m)]
+        dots: list[list[Any]] = [[0.0] * m for _ in range(m)]
         for share in shares(m):
             for i, j in share.pairs:
                 a, b = share.inputs[i], share.inputs[j]

@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mergecore_kernels.torch_ops.gram import gram_rows as twin
+from mergecore_kernels.operations import GramRows
 from mergecore_kernels.torch_ops.row_tiles import row_tiles
 from mergecore_kernels.torch_ops.tile import CHUNK, Tile, Tiles
 from mergecore_kernels.torch_ops.workspace import Workspace
-from mergecore_kernels.triton_ops.batches import Peeked
-from mergecore_kernels.triton_ops.gram import Share, launch_products, part_of, shares
+from mergecore_kernels.triton_ops.batches import Pending, awaited
+from mergecore_kernels.triton_ops.gram import Share, launch_products, part_of, pending_arrays, shares
 from mergecore_kernels.triton_ops.launch_table import Layout, row_table
 from mergecore_kernels.triton_ops.reduction_tree import GROUPS, finished
 
 
-def gram_rows(tiles: Tiles, columns: int, workspace: Workspace) -> Tensor:
-    """float64 [R, M, M] for a tensor [R, C], C = `columns`: each row treated as a tensor of its own. No wait."""
-    peeked = Peeked(tiles)
-    if peeked.first is not None and peeked.first.compute == torch.float64:
-        return twin(peeked, columns, workspace)
+def gram_rows(tiles: Tiles, spec: GramRows, workspace: Workspace) -> list[list[NDArray[np.float64]]]:
+    """[M, M] symmetric, of arrays [R]: each row is treated as a tensor of its own."""
+    dots: list[list[Any]] = awaited([gram_rows_batch([(spec, tiles)], workspace)])[0][0]
+    return dots
+
+
+def gram_rows_batch(jobs: Sequence[tuple[GramRows, Tiles]], workspace: Workspace) -> Pending:
+    """[M, M] of arrays for each job. A launch per tile and one per job for the tree, no wait."""
+    return pending_arrays([_sums(tiles, spec.columns, workspace) for spec, tiles in jobs])
+
+
+def _sums(tiles: Tiles, columns: int, workspace: Workspace) -> tuple[int, Tensor]:
+    """M, and float64 [pairs, R], the pairs of one share after another."""
     m, rows = 0, 0
     partials: dict[Share, list[Tensor]] = {}
-    for tile in row_tiles(peeked, columns):
+    for tile in row_tiles(tiles, columns):
         m, rows = len(tile.inputs), rows + len(tile) // columns
         for share in shares(m):
             partials.setdefault(share, []).append(_partials(part_of(tile, share), columns, share, workspace))
-    dots = torch.empty(rows, m, m, dtype=torch.float64, device=workspace.device)
-    for share, parts in partials.items():
-        totals = _totals(torch.cat(parts), rows, len(share.pairs), -(-columns // CHUNK))
-        for (i, j), column in zip(share.pairs, totals.unbind(1), strict=True):
-            a, b = share.inputs[i], share.inputs[j]
-            dots[:, a, b] = dots[:, b, a] = column
-    return dots
+    totals = [
+        _totals(torch.cat(parts), rows, len(share.pairs), -(-columns // CHUNK)) for share, parts in partials.items()
+    ]
+    return m, torch.cat(totals) if totals else torch.empty(0, 0, dtype=torch.float64, device=workspace.device)
 
 
 def _partials(tile: Tile, columns: int, share: Share, workspace: Workspace) -> Tensor:
@@ -46,8 +55,8 @@ def _partials(tile: Tile, columns: int, share: Share, workspace: Workspace) -> T
 
 
 def _totals(partials: Tensor, rows: int, pairs: int, chunks: int) -> Tensor:
-    """float64 [rows, pairs]"""
+    """float64 [pairs, rows]"""
     places = np.arange(rows * chunks) * (pairs * GROUPS)
-    row, pair = np.divmod(np.arange(rows * pairs), pairs)
+    pair, row = np.divmod(np.arange(pairs * rows), rows)
     sums = np.stack([row * chunks, np.full_like(row, chunks), pair * GROUPS], axis=1)
-    return finished(partials, places, sums).view(rows, pairs)
+    return finished(partials, places, sums).view(pairs, rows)

@@ -31,6 +31,8 @@ FIXED_COLUMNS = 4
 ALIGNMENT = 16
 """Bytes: what a 128-bit load or store needs."""
 DTYPES = {
+    torch.float8_e4m3fn: tl.float8e4nv,
+    torch.float8_e5m2: tl.float8e5,
     torch.bfloat16: tl.bfloat16,
     torch.float16: tl.float16,
     torch.float32: tl.float32,
@@ -116,6 +118,29 @@ def launch_table(
     return LaunchTable(to_device(table, device), to_device(_blocks(table[:, 0], block), device))
 
 
+def launch(
+    kernel: Any,
+    layout: Layout,
+    tiles: Sequence[Tile],
+    outs: Sequence[Tensor] | None,
+    device: torch.device,
+    *arguments: Tensor,
+    per_thread: int = 8,
+    **constants: Any,
+) -> None:
+    """Run an element-wise kernel on tiles of one layout, with so many elements per thread; not if there are none.
+
+    It is given the two tables, the arguments, the layout's constants, these constants, and BLOCK.
+    """
+    block = BLOCK // 8 * per_thread
+    table = launch_table(tiles, outs, device, block)
+    if table.programs:
+        options = launch_options(block, per_thread)
+        kernel[(table.programs,)](
+            table.rows, table.blocks, *arguments, **layout.constants(), **constants, BLOCK=block, **options
+        )
+
+
 def row_table(tile: Tile, columns: int, device: torch.device, block: int) -> LaunchTable:
     """The tables with each row of so many columns as a job of its own. The tile is whole rows."""
     tensors = [None, tile.base, *tile.inputs]
@@ -128,6 +153,11 @@ def row_table(tile: Tile, columns: int, device: torch.device, block: int) -> Lau
 def tensor_bytes(tile: Tile, out: Tensor | None = None) -> int:
     """Bytes of the tile's tensors and of its output: what one pass moves at least."""
     return sum(x.numel() * x.element_size() for x in (*tile.inputs, tile.base, out) if x is not None)
+
+
+def floats_on_device(values: Sequence[Any], device: torch.device) -> Tensor:
+    """Python numbers, in lists of any depth, rounded once to float32."""
+    return to_device(torch.tensor(values, dtype=torch.float64).to(torch.float32).numpy(), device)
 
 
 def to_device(values: NDArray[Any], device: torch.device) -> Tensor:

@@ -22,6 +22,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from mergecore_kernels.triton_ops.float8 import E4M3FN, E5M2, loaded_as, widen_e4m3fn, widen_e5m2
+
 START = tl.constexpr(1)
 OUT_SLOT = tl.constexpr(2)
 BASE_SLOT = tl.constexpr(3)
@@ -60,8 +62,8 @@ def address(
     DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """The tensor's pointer, known to be aligned where it is."""
-    pointer = tl.load(slot_ptr).to(tl.pointer_type(DTYPE))
+    """The tensor's pointer, known to be aligned where it is; to bytes if it is float8."""
+    pointer = tl.load(slot_ptr).to(tl.pointer_type(loaded_as(DTYPE)))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer
@@ -75,10 +77,16 @@ def load(
     left,  # elements from `at` on that exist; beyond them 0
     DTYPE: tl.constexpr,
     ALIGNED: tl.constexpr,
+    COMPUTE: tl.constexpr = tl.float32,
 ):
-    """[LANES] float32"""
+    """[LANES] in the compute dtype, an exact cast."""
     pointer = address(slot_ptr, DTYPE, ALIGNED) + at
-    return tl.load(pointer + lane, mask=lane < left, other=0.0).to(tl.float32)
+    values = tl.load(pointer + lane, mask=lane < left, other=0.0)
+    if DTYPE == E4M3FN:
+        values = widen_e4m3fn(values)
+    elif DTYPE == E5M2:
+        values = widen_e5m2(values)
+    return values.to(COMPUTE)
 
 
 @triton.jit

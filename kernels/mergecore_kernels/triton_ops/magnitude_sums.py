@@ -15,13 +15,16 @@ import numpy as np
 import torch
 import triton
 import triton.language as tl
+from torch.nn.functional import pad
 
-from mergecore_kernels.operations import HASH_RANGE, Drop, Key, MagnitudeSums, Mask, Trim
+from mergecore_kernels.operations import HASH_RANGE, Drop, Key, MagnitudeSums, RankedDrop, Trim, row_length
+from mergecore_kernels.torch_ops.row_tiles import row_tiles
 from mergecore_kernels.torch_ops.tile import CHUNK, Tile, Tiles
 from mergecore_kernels.torch_ops.workspace import Workspace
 from mergecore_kernels.triton_ops.batches import Pending, awaited, rounds
 from mergecore_kernels.triton_ops.claims import Claim, Examples, bytes_once
 from mergecore_kernels.triton_ops.launch_table import (
+    BLOCK,
     Layout,
     grouped,
     launch_options,
@@ -30,7 +33,16 @@ from mergecore_kernels.triton_ops.launch_table import (
     to_device,
 )
 from mergecore_kernels.triton_ops.loading import BASE_SLOT, INPUT_SLOT, START, load, locate
-from mergecore_kernels.triton_ops.masks import MASK_WORDS, load_mask, mask_kinds, mask_words, masked
+from mergecore_kernels.triton_ops.masks import (
+    MASK_WORDS,
+    Kept,
+    KernelMask,
+    kernel_masks,
+    load_mask,
+    mask_kinds,
+    mask_words,
+    masked,
+)
 from mergecore_kernels.triton_ops.reduction_tree import GROUPS, ROW, WIDTH, WIDTH_LEVELS, TreeSums, adjacent_pair_tree
 
 GROUP = 8
@@ -107,7 +119,7 @@ def magnitude_sums(tiles: Tiles, spec: MagnitudeSums, workspace: Workspace) -> l
 def magnitude_sums_batch(jobs: Sequence[tuple[MagnitudeSums, Tiles]], workspace: Workspace) -> Pending:
     """[M] for each job. A launch per round of tiles and kind, one for the tree, no wait."""
     sums = TreeSums(workspace)
-    for tiles in rounds([tiles for _, tiles in jobs]):
+    for tiles in rounds([_with_bytes(spec, tiles, workspace) for spec, tiles in jobs]):
         parts = [part for job, tile in tiles for part in _parts(job, jobs[job][0], tile)]
         for (layout, kinds), group in grouped((part.kind(), part) for part in parts).items():
             _launch(layout, kinds, group, sums)
@@ -123,7 +135,7 @@ class _Part:
     sums: Hashable
     """Which sums these are a part of."""
     tile: Tile
-    masks: tuple[Mask, ...]
+    masks: tuple[KernelMask, ...]
 
     def kind(self) -> Hashable:
         """What the kernel is compiled for."""
@@ -134,12 +146,35 @@ class _Part:
         return [mask_words(mask, self.tile.start) for mask in self.masks]
 
 
+def _with_bytes(spec: MagnitudeSums, tiles: Tiles, workspace: Workspace) -> Tiles:
+    """The tiles, with the bytes that say what each ranked drop keeps as further inputs.
+
+    A byte depends on the whole row, so that rows are put together, and cut at chunks again.
+    """
+    columns = row_length(spec)
+    if columns == 1:
+        return tiles
+    return row_tiles(_rows_with_bytes(spec, row_tiles(tiles, columns), workspace), CHUNK)
+
+
+def _rows_with_bytes(spec: MagnitudeSums, tiles: Iterator[Tile], workspace: Workspace) -> Iterator[Tile]:
+    for tile in tiles:
+        (masks,) = kernel_masks([(spec.masks, tile)], workspace)
+        kept = [mask.kept[: len(tile)] for mask in masks if isinstance(mask, Kept)]
+        yield Tile(tile.start, [*tile.inputs, *kept], tile.base, tile.compute)
+
+
 def _parts(job: int, spec: MagnitudeSums, tile: Tile) -> Iterator[_Part]:
     assert tile.compute == torch.float32, "float64 is left to the torch twin"
+    kept = iter(tile.inputs[len(spec.masks) :])
+    # Copies, as the kernel reads beyond the end and wants the first one aligned.
+    masks = tuple(
+        Kept(pad(next(kept), (0, BLOCK)), tile.start) if isinstance(mask, RankedDrop) else mask for mask in spec.masks
+    )
     for at, end in _shares(len(spec.masks)):
         some = Tile(tile.start, tile.inputs[at:end], tile.base, tile.compute)
         for piece in some.pieces(HASH_RANGE):
-            yield _Part((job, at), piece, spec.masks[at:end])
+            yield _Part((job, at), piece, masks[at:end])
 
 
 def _shares(m: int) -> list[tuple[int, int]]:
@@ -193,7 +228,7 @@ CLAIMS = {
 
 
 def examples(m: int, dtype: torch.dtype) -> Examples:
-    """After a drop, as DARE measures it; after a trim, as TIES with rescaling does."""
+    """After a drop, as DARE measures it; after a trim, as TIES with rescaling does; after DELLA's ranked drop."""
     n = CHUNK + 5
     tile = Tile(0, [torch.zeros(n, dtype=dtype) for _ in range(m)], torch.zeros(n, dtype=dtype), torch.float32)
     key = Key.of("example", 0, "", 0)
@@ -201,6 +236,8 @@ def examples(m: int, dtype: torch.dtype) -> Examples:
         "drop": MagnitudeSums((Drop.keeping(0.5, key),) * m),
         "trim with ties": MagnitudeSums((Trim(1.0, 1, key),) * m),
     }
+    if m == 2:
+        specs["kept"] = MagnitudeSums((RankedDrop(0.5, 0.1, n, key),) * m)
     return {name: partial(_example, spec, tile) for name, spec in specs.items()}
 
 

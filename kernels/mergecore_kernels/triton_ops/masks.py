@@ -7,21 +7,29 @@
     band   the same, without |δ| > U, or = U with a hash of at most another cut    17
     drop   a hash of at most the last one that is kept                             12
     none   nothing                                                                 0
+    kept   what another kernel has said, in a byte per element: DELLA's            2
 
-The table has MASK_WORDS 32-bit words for each model of a job: the two words of the key, then those of the kind.
+The table has MASK_WORDS 32-bit words for each model of a job: the two words of the key, then those of the kind. For a
+mask of bytes they are those of an address.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf
+from typing import TypeAlias
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from mergecore_kernels.operations import HASH_RANGE, Mask, Trim
+from mergecore_kernels.operations import HASH_RANGE, Drop, Mask, RankedDrop, Trim
+from mergecore_kernels.torch_ops.tile import Tile
+from mergecore_kernels.torch_ops.workspace import Workspace
 from mergecore_kernels.triton_ops.counter_hash import hash_offsets, hash_seed
 from mergecore_kernels.triton_ops.drop import drop_words, kept_by_drop
+from mergecore_kernels.triton_ops.ranked_drop import kept_batch
 from mergecore_kernels.triton_ops.trim import bound_by_hash, float_bits, kept_by_band, kept_by_trim, trim_words
 
 MASK_WORDS = 8
@@ -42,6 +50,9 @@ def load_mask(
         mask = (word(words_ptr + 3, tl.float32),)
     elif KIND == "all" or KIND == "none":
         mask = ()
+    elif KIND == "kept":
+        address = (word(words_ptr + 1, tl.uint32).to(tl.int64) << 32) | word(words_ptr, tl.uint32).to(tl.int64)
+        mask = (tl.multiple_of((address + index).to(tl.pointer_type(tl.uint8)), 16),)
     else:
         mask = (
             hash_seed(index, word(words_ptr, tl.uint32)),
@@ -67,6 +78,8 @@ def masked(
         delta = tl.zeros_like(delta)
     elif KIND == "trim":
         delta = tl.where(kept_by_trim(delta, mask[0]), delta, 0.0)
+    elif KIND == "kept":
+        delta = tl.where(tl.load(mask[0] + offset) != 0, delta, 0.0)
     elif KIND != "all":
         hashes = hash_offsets(offset, mask[0], mask[1])
         if KIND == "drop":
@@ -88,7 +101,38 @@ def word(
     return tl.load(word_ptr).to(DTYPE, bitcast=True)
 
 
-def mask_kinds(masks: Sequence[Mask]) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """Which elements of a tile are kept."""
+
+    kept: Tensor
+    """uint8 [n + BLOCK] 1 or 0; the last BLOCK are read but not used. From a multiple of 16 bytes on."""
+    start: int
+    """Of the tile."""
+
+
+KernelMask: TypeAlias = Trim | Drop | Kept | None
+
+
+def kernel_masks(jobs: Sequence[tuple[Sequence[Mask], Tile]], workspace: Workspace) -> list[tuple[KernelMask, ...]]:
+    """[M] masks of each job, ranked drops worked out: two launches for all that are alike.
+
+    Tiles of jobs with ranked drops are whole rows.
+    """
+    ranked = [
+        (mask, Tile(tile.start, [x], tile.base, tile.compute))
+        for masks, tile in jobs
+        for mask, x in zip(masks, tile.inputs, strict=True)
+        if isinstance(mask, RankedDrop)
+    ]
+    kept = iter(kept_batch(ranked, workspace))
+    return [
+        tuple(Kept(next(kept), tile.start) if isinstance(mask, RankedDrop) else mask for mask in masks)
+        for masks, tile in jobs
+    ]
+
+
+def mask_kinds(masks: Sequence[KernelMask]) -> tuple[str, ...]:
     """[M] what to compile for. Masks of one family share its most general kind, so that there are few kernels."""
     kinds = tuple(_kind(mask) for mask in masks)
     for family in (_TRIMS, _DROPS):
@@ -97,18 +141,29 @@ def mask_kinds(masks: Sequence[Mask]) -> tuple[str, ...]:
     return kinds
 
 
-def mask_words(mask: Mask, start: int) -> list[int]:
+def mask_words(mask: KernelMask, start: int) -> list[int]:
     """[MASK_WORDS] for a job that begins at element `start`; it may use any kind of the mask's family."""
-    if mask is None or _kind(mask) == "all":
+    if isinstance(mask, Kept):
+        # Where the bytes of the whole tensor would begin.
+        address = (mask.kept.data_ptr() - mask.start) % (1 << 64)
+        words = [address % HASH_RANGE, address // HASH_RANGE]
+    elif mask is None or _kind(mask) == "all":
         words = _EVERYTHING
     else:
         words = trim_words(mask, start) if isinstance(mask, Trim) else drop_words(mask, start)
     return [*words, *[0] * (MASK_WORDS - len(words))]
 
 
-def _kind(mask: Mask) -> str:
+def hashes(mask: Mask) -> bool:
+    """Whether a kernel hashes elements for this mask."""
+    return isinstance(mask, (Trim, Drop)) and _kind(mask) in ("ties", "band", "drop")
+
+
+def _kind(mask: KernelMask) -> str:
     if mask is None:
         return "all"
+    if isinstance(mask, Kept):
+        return "kept"
     if isinstance(mask, Trim):
         if mask.magnitude == inf:
             return "none"

@@ -20,11 +20,10 @@ from mergecore_kernels.triton_ops.claims import Claim, Examples, bytes_once
 from mergecore_kernels.triton_ops.launch_table import (
     BLOCK,
     Layout,
+    floats_on_device,
     grouped,
-    launch_options,
-    launch_table,
+    launch,
     tensor_bytes,
-    to_device,
 )
 from mergecore_kernels.triton_ops.loading import BASE_SLOT, INPUT_SLOT, OUT_SLOT, TAIL, load, locate, store, whole_part
 
@@ -82,17 +81,9 @@ def nearswap_batch(jobs: Sequence[tuple[NearSwap, Tile, Tensor]], workspace: Wor
     """One launch per layout."""
     for layout, group in grouped((Layout.of(tile, out), (spec, tile, out)) for spec, tile, out in jobs).items():
         assert layout.base is not None, "nearswap needs a base"
-        table = launch_table([tile for _, tile, _ in group], [out for _, _, out in group], workspace.device)
-        ts = torch.tensor([max(0.0, spec.t) for spec, _, _ in group], dtype=torch.float64).to(torch.float32)
-        if table.programs:
-            _nearswap_kernel[(table.programs,)](
-                table.rows,
-                table.blocks,
-                to_device(ts.numpy(), workspace.device),
-                **layout.constants(),
-                BLOCK=BLOCK,
-                **launch_options(),
-            )
+        ts = floats_on_device([max(0.0, spec.t) for spec, _, _ in group], workspace.device)
+        tiles, outs = [tile for _, tile, _ in group], [out for _, _, out in group]
+        launch(_nearswap_kernel, layout, tiles, outs, workspace.device, ts)
 
 
 def bytes_moved(tile: Tile, out: Tensor) -> int:

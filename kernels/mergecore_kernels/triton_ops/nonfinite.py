@@ -12,7 +12,7 @@ from torch import Tensor
 from mergecore_kernels import torch_ops
 from mergecore_kernels.torch_ops.tile import Tile
 from mergecore_kernels.triton_ops.claims import Claim, Examples, bytes_once
-from mergecore_kernels.triton_ops.launch_table import BLOCK, Layout, grouped, launch_options, launch_table
+from mergecore_kernels.triton_ops.launch_table import BLOCK, Layout, grouped, launch
 from mergecore_kernels.triton_ops.loading import INPUT_SLOT, TAIL, load, locate, whole_part
 
 
@@ -60,11 +60,7 @@ def count_nonfinite_batch(tensors: Sequence[Tensor]) -> list[int]:
     doubles = {i: torch_ops.count_nonfinite(x) for i, x in enumerate(tensors) if x.dtype == torch.float64}
     tiles = [Tile(i, [x], None, torch.float32) for i, x in enumerate(tensors) if i not in doubles]
     for layout, group in grouped((Layout.of(tile), tile) for tile in tiles).items():
-        table = launch_table(group, None, counts.device)
-        if table.programs:
-            _count_kernel[(table.programs,)](
-                table.rows, table.blocks, counts, **layout.constants(), BLOCK=BLOCK, **launch_options()
-            )
+        launch(_count_kernel, layout, group, None, counts.device, counts)
     return [doubles.get(i, count) for i, count in enumerate(counts.tolist())]
 
 

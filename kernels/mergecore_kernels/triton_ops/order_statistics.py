@@ -25,7 +25,7 @@ from mergecore_kernels.triton_ops.radix_run import BLOCK, Job, RadixRun
 
 
 def kth_magnitudes(tiles: Tiles, spec: KthMagnitudes, workspace: Workspace) -> tuple[Trim | None, ...]:
-    """[M] trims that keep exactly k elements each: those of the torch twin, bit for bit."""
+    """[as many as `spec.kept`] trims that keep exactly k elements each: those of the torch twin, bit for bit."""
     trims: tuple[Trim | None, ...]
     ((trims,),) = awaited([kth_magnitudes_batch([(spec, tiles)], workspace)])
     return trims
@@ -34,7 +34,7 @@ def kth_magnitudes(tiles: Tiles, spec: KthMagnitudes, workspace: Workspace) -> t
 def kth_magnitudes_batch(
     jobs: Sequence[Job], workspace: Workspace, radix: Radix | None = None, block: int = BLOCK
 ) -> Pending:
-    """[M] trims for each job.
+    """The trims of each job.
 
     If all tiles are lists, all passes are launched without a wait. Other tiles are drawn anew for each pass, perhaps
     from a disk: for their sake the host waits between passes, and makes only those that are needed.

@@ -21,9 +21,9 @@ from mergecore_kernels.triton_ops.claims import Claim, Examples, bytes_once
 from mergecore_kernels.triton_ops.launch_table import (
     BLOCK,
     Layout,
+    floats_on_device,
     grouped,
-    launch_options,
-    launch_table,
+    launch,
     tensor_bytes,
     to_device,
 )
@@ -163,19 +163,10 @@ def overlap_counts_batch(jobs: Sequence[tuple[OverlapCounts, Tiles]], workspace:
             places = [2 * sum(sizes[:job]) for job in range(len(jobs))]
             counts = torch.zeros(2 * sum(sizes), dtype=torch.int64, device=workspace.device)
         for layout, group in grouped((Layout.of(tile), (job, tile)) for job, tile in tiles).items():
-            table = launch_table([tile for _, tile in group], None, workspace.device)
-            thresholds = torch.tensor([jobs[job][0].threshold for job, _ in group], dtype=torch.float64)
-            if table.programs:
-                _counts_kernel[(table.programs,)](
-                    table.rows,
-                    table.blocks,
-                    to_device(thresholds.to(torch.float32).numpy(), workspace.device),
-                    to_device(np.array([places[job] for job, _ in group], dtype=np.int64), workspace.device),
-                    counts,
-                    **layout.constants(),
-                    BLOCK=BLOCK,
-                    **launch_options(),
-                )
+            thresholds = floats_on_device([jobs[job][0].threshold for job, _ in group], workspace.device)
+            own = to_device(np.array([places[job] for job, _ in group], dtype=np.int64), workspace.device)
+            of_group = [tile for _, tile in group]
+            launch(_counts_kernel, layout, of_group, None, workspace.device, thresholds, own, counts)
     return Pending(counts, lambda values: _pairs(sizes, values))
 
 
@@ -194,18 +185,9 @@ def overlap_mean_batch(jobs: Sequence[tuple[OverlapMean, Tile, Tensor]], workspa
     """One launch per layout, with and without scales."""
     kinds = [((Layout.of(tile, out), set(spec.scales) != {1.0}), (spec, tile, out)) for spec, tile, out in jobs]
     for (layout, scaled), group in grouped(kinds).items():
-        table = launch_table([tile for _, tile, _ in group], [out for _, _, out in group], workspace.device)
-        numbers = torch.tensor([(spec.threshold, *spec.scales) for spec, _, _ in group], dtype=torch.float64)
-        if table.programs:
-            _mean_kernel[(table.programs,)](
-                table.rows,
-                table.blocks,
-                to_device(numbers.to(torch.float32).numpy(), workspace.device),
-                **layout.constants(),
-                SCALED=scaled,
-                BLOCK=BLOCK,
-                **launch_options(),
-            )
+        numbers = floats_on_device([(spec.threshold, *spec.scales) for spec, _, _ in group], workspace.device)
+        tiles, outs = [tile for _, tile, _ in group], [out for _, _, out in group]
+        launch(_mean_kernel, layout, tiles, outs, workspace.device, numbers, SCALED=scaled)
 
 
 def bytes_moved(tile: Tile, out: Tensor | None = None) -> int:
@@ -214,9 +196,9 @@ def bytes_moved(tile: Tile, out: Tensor | None = None) -> int:
 
 
 CLAIMS = {
-    "_counts_kernel": Claim(registers={2: 48, 4: 84, 8: 144}, bytes_per_element=bytes_once),
+    "_counts_kernel": Claim(registers={2: 48, 4: 84, 8: 144, 16: 212}, bytes_per_element=bytes_once),
     "_mean_kernel": Claim(
-        registers={2: 66, 4: 80, 8: 110}, bytes_per_element=bytes_once, divides=lambda constants: True
+        registers={2: 66, 4: 80, 8: 110, 16: 146}, bytes_per_element=bytes_once, divides=lambda constants: True
     ),
 }
 

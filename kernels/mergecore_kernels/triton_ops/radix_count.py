@@ -14,8 +14,8 @@ import triton.language as tl
 
 from mergecore_kernels.triton_ops import radix
 from mergecore_kernels.triton_ops.claims import Claim, bytes_once
-from mergecore_kernels.triton_ops.loading import BASE_SLOT, INPUT_SLOT, TAIL, locate, whole_part
-from mergecore_kernels.triton_ops.radix_elements import distance_in, hash_of, is_awaited, load_values, rank_distance
+from mergecore_kernels.triton_ops.loading import BASE_SLOT, INPUT_SLOT, TAIL, load, locate, whole_part
+from mergecore_kernels.triton_ops.radix_elements import distance_in, hash_of, is_awaited, rank_distance
 
 _STATE, _NEXT = tl.constexpr(radix.STATE), tl.constexpr(radix.NEXT)
 _RANK, _HASH = tl.constexpr(radix.RANK), tl.constexpr(radix.HASH)
@@ -42,11 +42,11 @@ def _count(
     LANES: tl.constexpr,
 ):
     lane = tl.arange(0, LANES)
-    base = load_values(row_ptr + BASE_SLOT, at, lane, left, BASE, ALIGNED, COMPUTE)
+    base = load(row_ptr + BASE_SLOT, at, lane, left, BASE, ALIGNED, COMPUTE)
     for m in tl.static_range(len(INPUTS)):
         state = state_ptr + m * _STATE
         if tl.load(state + _NEXT) == number:
-            x = load_values(row_ptr + INPUT_SLOT + m, at, lane, left, INPUTS[m], ALIGNED, COMPUTE)
+            x = load(row_ptr + INPUT_SLOT + m, at, lane, left, INPUTS[m], ALIGNED, COMPUTE)
             distance, inside = rank_distance(x - base, state + _RANK)
             if BY_HASH:
                 hashes = hash_of(row_ptr, words_ptr + 2 * m, first, at, lane)
@@ -110,4 +110,4 @@ def count_kernel(
             )  # fmt: skip
 
 
-CLAIMS = {"count_kernel": Claim(registers={2: 72, 4: 72, 8: 72}, bytes_per_element=bytes_once)}
+CLAIMS = {"count_kernel": Claim(registers={2: 72}, bytes_per_element=bytes_once)}

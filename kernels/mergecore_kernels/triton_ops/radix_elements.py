@@ -10,7 +10,7 @@ import triton.language as tl
 
 from mergecore_kernels.triton_ops import radix
 from mergecore_kernels.triton_ops.counter_hash import hash_offsets, hash_seed
-from mergecore_kernels.triton_ops.loading import START, address
+from mergecore_kernels.triton_ops.loading import START
 
 _INFINITY, _STATE, _NEXT = tl.constexpr(radix.INFINITY), tl.constexpr(radix.STATE), tl.constexpr(radix.NEXT)
 
@@ -26,13 +26,6 @@ def is_awaited(
     for m in tl.static_range(1, M):
         awaited |= tl.load(state_ptr + m * _STATE + _NEXT) == number
     return awaited
-
-
-@triton.jit
-def load_values(slot_ptr, at, lane, left, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, COMPUTE: tl.constexpr):
-    """[LANES] in the compute dtype, an exact cast."""
-    pointer = address(slot_ptr, DTYPE, ALIGNED) + at
-    return tl.load(pointer + lane, mask=lane < left, other=0.0).to(COMPUTE)
 
 
 @triton.jit

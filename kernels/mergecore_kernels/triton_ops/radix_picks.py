@@ -92,6 +92,6 @@ def select_kernel(
 
 
 CLAIMS = {
-    "pick_kernel": Claim(registers={2: 112, 4: 112, 8: 112}, bytes_per_element=None),
-    "select_kernel": Claim(registers={2: 88, 4: 88, 8: 88}, bytes_per_element=None),
+    "pick_kernel": Claim(registers={2: 112}, bytes_per_element=None),
+    "select_kernel": Claim(registers={2: 88}, bytes_per_element=None),
 }

@@ -119,6 +119,7 @@ class RadixRun:
                 job = active[place]
                 self.lengths[job] += len(tile) if measure else 0
                 # The hash has other keys from one 2³² elements to the next.
+                tile = _repeated(tile, len(self._jobs[job][0].kept))
                 parts += [((Layout.of(part), part.compute), (job, part)) for part in tile.pieces(HASH_RANGE)]
             for (layout, compute), group in grouped(parts).items():
                 launch = self._launch(layout, compute, group, first_searches)
@@ -154,3 +155,9 @@ class RadixRun:
             for k in spec.kept:
                 if k > n:
                     raise ValueError(f"the {k}-th largest of {n} magnitudes was asked for")
+
+
+def _repeated(tile: Tile, searches: int) -> Tile:
+    """The tile with an input for each search: several of them may look at the same one."""
+    inputs = [tile.inputs[i % len(tile.inputs)] for i in range(searches)]
+    return Tile(tile.start, inputs, tile.base, tile.compute)

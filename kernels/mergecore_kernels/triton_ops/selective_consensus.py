@@ -23,15 +23,7 @@ from mergecore_kernels.torch_ops.selective_consensus import LEAST_TOTAL
 from mergecore_kernels.torch_ops.tile import Tile
 from mergecore_kernels.torch_ops.workspace import Workspace
 from mergecore_kernels.triton_ops.claims import Claim, Examples, bytes_once
-from mergecore_kernels.triton_ops.launch_table import (
-    BLOCK,
-    Layout,
-    grouped,
-    launch_options,
-    launch_table,
-    tensor_bytes,
-    to_device,
-)
+from mergecore_kernels.triton_ops.launch_table import BLOCK, Layout, grouped, launch, tensor_bytes, to_device
 from mergecore_kernels.triton_ops.loading import (
     BASE_SLOT,
     INPUT_SLOT,
@@ -50,6 +42,9 @@ from mergecore_kernels.triton_ops.variances import select
 _LEAST = tl.constexpr(rounded(LEAST_TOTAL, torch.float32))
 _SIGN = tl.constexpr(-(1 << 31))
 _SELECTION = tl.constexpr(MASK_WORDS)
+
+WIDE = 8
+"""Models, at most, for which a thread has registers enough for 8 elements: 128 bits of a 16-bit dtype."""
 
 
 @triton.jit
@@ -140,16 +135,11 @@ def selective_consensus_batch(jobs: Sequence[_Job], workspace: Workspace) -> Non
         if len(piece)
     ]
     for (layout, kind), group in grouped((_kind(job), job) for job in pieces).items():
-        table = launch_table([tile for _, tile, _ in group], [out for _, _, out in group], workspace.device)
-        words = np.array([_words(job) for job in group], dtype=np.uint32).view(np.int32)
-        _selective_consensus_kernel[(table.programs,)](
-            table.rows,
-            table.blocks,
-            to_device(words, workspace.device),
-            **layout.constants(),
-            KIND=kind,
-            BLOCK=BLOCK,
-            **launch_options(),
+        words = to_device(np.array([_words(job) for job in group], dtype=np.uint32).view(np.int32), workspace.device)
+        tiles, outs = [tile for _, tile, _ in group], [out for _, _, out in group]
+        per_thread = 8 if len(layout.inputs) <= WIDE else 4
+        launch(
+            _selective_consensus_kernel, layout, tiles, outs, workspace.device, words, per_thread=per_thread, KIND=kind
         )
 
 
@@ -173,7 +163,10 @@ def bytes_moved(tile: Tile, out: Tensor) -> int:
 
 CLAIMS = {
     "_selective_consensus_kernel": Claim(
-        registers={2: 80, 4: 106, 8: 146}, bytes_per_element=bytes_once, divides=lambda constants: True
+        registers={2: 88, 4: 106, 8: 200, 16: 210},
+        bytes_per_element=bytes_once,
+        width_bits=lambda constants: 128 if len(constants["INPUTS"]) <= WIDE else 64,
+        divides=lambda constants: True,
     )
 }
 

@@ -26,8 +26,7 @@ from mergecore_kernels.triton_ops.launch_table import (
     BLOCK,
     Layout,
     grouped,
-    launch_options,
-    launch_table,
+    launch,
     tensor_bytes,
     to_device,
 )
@@ -42,17 +41,15 @@ _Job: TypeAlias = tuple[LargestVariances, Tiles]
 def squared_deviations(
     deltas,  # M x float32 [LANES]
 ):
-    """float32 [LANES]: Σ (δᵢ - mean)²."""
-    mean = deltas[0]
+    """float32 [LANES]: Σ (δᵢ - mean)², from the differences δᵢ - δ₀."""
+    mean = deltas[0] - deltas[0]
     for m in tl.static_range(1, len(deltas)):
-        mean += deltas[m]
+        mean += deltas[m] - deltas[0]
     mean = tl.div_rn(mean, tl.zeros_like(mean) + len(deltas))
-    for m in tl.static_range(len(deltas)):
-        deviation = deltas[m] - mean
-        if m == 0:
-            total = deviation * deviation
-        else:
-            total += deviation * deviation
+    total = mean * mean
+    for m in tl.static_range(1, len(deltas)):
+        deviation = (deltas[m] - deltas[0]) - mean
+        total += deviation * deviation
     return total
 
 
@@ -156,17 +153,9 @@ def _deviations(tiles: list[tuple[int, Tile]], varying: Tensor, workspace: Works
     made = [(job, tile, torch.empty(len(tile), device=workspace.device)) for job, tile in tiles]
     zeros = torch.zeros(max((len(tile) for _, tile in tiles), default=0), device=workspace.device)
     for layout, group in grouped((Layout.of(tile, out), (job, tile, out)) for job, tile, out in made).items():
-        table = launch_table([tile for _, tile, _ in group], [out for _, _, out in group], workspace.device)
-        if table.programs:
-            _deviations_kernel[(table.programs,)](
-                table.rows,
-                table.blocks,
-                to_device(np.array([job for job, _, _ in group], dtype=np.int64), workspace.device),
-                varying,
-                **layout.constants(),
-                BLOCK=BLOCK,
-                **launch_options(),
-            )
+        numbers = to_device(np.array([job for job, _, _ in group], dtype=np.int64), workspace.device)
+        inputs, outs = [tile for _, tile, _ in group], [out for _, _, out in group]
+        launch(_deviations_kernel, layout, inputs, outs, workspace.device, numbers, varying)
         derived += [(job, Tile(tile.start, [out], zeros[: len(tile)], torch.float32)) for job, tile, out in group]
     return derived
 
@@ -192,7 +181,7 @@ def bytes_moved(tile: Tile) -> int:
 
 CLAIMS = {
     "_deviations_kernel": Claim(
-        registers={2: 50, 4: 70, 8: 114}, bytes_per_element=bytes_once, divides=lambda constants: True
+        registers={2: 50, 4: 70, 8: 114, 16: 202}, bytes_per_element=bytes_once, divides=lambda constants: True
     )
 }
 

@@ -1,30 +1,32 @@
 """Weighted sums of the inputs or of their deltas, and plain copies: inputs read once, the output written once.
 
-The weights are one number per input and job, or one per row of the tensor. The arithmetic of `torch_ops`: each product
-and each sum rounded to float32, in the order of the inputs; one rounding at the store.
+The weights are one number per input and job, or one per row or column of the tensor. The arithmetic of `torch_ops`:
+each product and each sum rounded to float32, in the order of the inputs; one rounding at the store.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
 from torch import Tensor
 
-from mergecore_kernels.operations import Copy, WeightedSum
+from mergecore_kernels.operations import Copy, WeightedColumns, WeightedRows, WeightedSum
+from mergecore_kernels.torch_ops.float8 import FLOAT8
 from mergecore_kernels.torch_ops.tile import Tile
 from mergecore_kernels.torch_ops.workspace import Workspace
 from mergecore_kernels.triton_ops.claims import Claim, Examples, bytes_once
 from mergecore_kernels.triton_ops.launch_table import (
     BLOCK,
     Layout,
+    floats_on_device,
     grouped,
-    launch_options,
-    launch_table,
+    launch,
     tensor_bytes,
     to_device,
 )
@@ -45,19 +47,17 @@ from mergecore_kernels.triton_ops.loading import (
 def _weighted_sum_kernel(
     rows_ptr,  # int64 [jobs, 4 + M]: see launch_table.py
     blocks_ptr,  # int64 [programs, 2]
-    weights_ptr,  # float32 [jobs, M]; by row int64 [jobs, 3]: address of float32 [M, R], C, R; of a copy nothing
+    weights_ptr,  # float32 [jobs, M]; of rows or columns int64 [jobs, 4]: see `_vector_weights`; of a copy nothing
     INPUTS: tl.constexpr,
     BASE: tl.constexpr,
     OUT: tl.constexpr,
     ALIGNED: tl.constexpr,
-    WEIGHTS: tl.constexpr,  # "of tensors", "of rows" or "none"
+    WEIGHTS: tl.constexpr,  # "of tensors", "of rows", "of columns" or "none"
     BLOCK: tl.constexpr,
 ):
     row_ptr, job, at, left = locate(rows_ptr, blocks_ptr, len(INPUTS), BLOCK)
-    if WEIGHTS == "of rows":
-        weights_ptr += job * 3
-    else:
-        weights_ptr += job * len(INPUTS)
+    OF_VECTORS: tl.constexpr = WEIGHTS == "of rows" or WEIGHTS == "of columns"
+    weights_ptr += job * (4 if OF_VECTORS else len(INPUTS))
     if ALIGNED:
         whole = whole_part(left)
         _body(row_ptr, weights_ptr, at, whole, INPUTS, BASE, OUT, True, WEIGHTS, BLOCK)
@@ -81,16 +81,17 @@ def _body(
     LANES: tl.constexpr,
 ):
     lane = tl.arange(0, LANES)
-    if WEIGHTS == "of rows":
-        weight_ptr, weight_rows = _row_weights(row_ptr, weights_ptr, at, lane)
+    OF_VECTORS: tl.constexpr = WEIGHTS == "of rows" or WEIGHTS == "of columns"
+    if OF_VECTORS:
+        weight_ptr, length = _vector_weights(row_ptr, weights_ptr, at, lane, WEIGHTS)
     if BASE is not None:
         base = load(row_ptr + BASE_SLOT, at, lane, left, BASE, ALIGNED)
     for m in tl.static_range(len(INPUTS)):
         term = load(row_ptr + INPUT_SLOT + m, at, lane, left, INPUTS[m], ALIGNED)
         if BASE is not None:
             term -= base
-        if WEIGHTS == "of rows":
-            term *= tl.load(weight_ptr + m * weight_rows, mask=lane < left, other=0.0)
+        if OF_VECTORS:
+            term *= tl.load(weight_ptr + m * length, mask=lane < left, other=0.0)
         elif WEIGHTS == "of tensors":
             term *= tl.load(weights_ptr + m)
         if m == 0:
@@ -103,15 +104,26 @@ def _body(
 
 
 @triton.jit
-def _row_weights(row_ptr, weights_ptr, at, lane):
-    """[LANES] pointers to the weights of the first input, and R, the distance to those of the next."""
+def _vector_weights(
+    row_ptr,
+    weights_ptr,  # int64 [4]: address of float32 [M, length], C, length, the row or column that they begin with
+    at,
+    lane,
+    WEIGHTS: tl.constexpr,
+):
+    """[LANES] pointers to the weights of the first input, and the distance to those of the next."""
     columns = tl.load(weights_ptr + 1)
     first = tl.load(row_ptr + START) + at
     first_row = first // columns
     # Within the block 32 bits are enough, and a division of 64 bits is slow.
     column = (first - first_row * columns).to(tl.uint32) + lane.to(tl.uint32)
     row = column // columns.to(tl.uint32)
-    return tl.load(weights_ptr).to(tl.pointer_type(tl.float32)) + first_row + row, tl.load(weights_ptr + 2)
+    pointer = tl.load(weights_ptr).to(tl.pointer_type(tl.float32)) - tl.load(weights_ptr + 3)
+    if WEIGHTS == "of rows":
+        pointer = pointer + first_row + row
+    else:
+        pointer = pointer + (column - row * columns.to(tl.uint32))
+    return pointer, tl.load(weights_ptr + 2)
 
 
 def copy(tile: Tile, spec: Copy, out: Tensor, workspace: Workspace) -> None:
@@ -120,8 +132,9 @@ def copy(tile: Tile, spec: Copy, out: Tensor, workspace: Workspace) -> None:
 
 
 def copy_batch(jobs: Sequence[tuple[Copy, Tile, Tensor]], workspace: Workspace) -> None:
-    """One launch per layout."""
-    for layout, group in _by_layout([(None, tile, out) for _, tile, out in jobs]).items():
+    """One launch per layout. A base has no part in it."""
+    alone = [(None, Tile(tile.start, tile.inputs, None, tile.compute), out) for _, tile, out in jobs]
+    for layout, group in _by_layout(alone).items():
         _launch(layout, group, torch.empty(0, device=workspace.device), "none", workspace)
 
 
@@ -133,27 +146,53 @@ def weighted_sum(tile: Tile, spec: WeightedSum, out: Tensor, workspace: Workspac
 def weighted_sum_batch(jobs: Sequence[tuple[WeightedSum, Tile, Tensor]], workspace: Workspace) -> None:
     """One launch per layout."""
     for layout, group in _by_layout(jobs).items():
-        weights = torch.tensor([spec.weights for spec, _, _ in group], dtype=torch.float64).to(torch.float32)
-        _launch(layout, group, to_device(weights.numpy(), workspace.device), "of tensors", workspace)
+        weights = floats_on_device([spec.weights for spec, _, _ in group], workspace.device)
+        _launch(layout, group, weights, "of tensors", workspace)
 
 
-RowJob: TypeAlias = tuple[Tile, Tensor, int, Tensor]
-"""Tile, weights float32 [M, R] on the device, C, out [n]."""
+def weighted_rows(tile: Tile, spec: WeightedRows, out: Tensor, workspace: Workspace) -> None:
+    """[n] the same with weights of rows: the tensor is [R, C], and element i has those of row i // C."""
+    weighted_rows_batch([(spec, tile, out)], workspace)
 
 
-def weighted_sum_rows(tile: Tile, weights: Tensor, columns: int, out: Tensor, workspace: Workspace) -> None:
-    """[n] the same with weights [M, R] of rows: the tensor is [R, C], C = `columns`."""
-    weighted_sum_rows_batch([(tile, weights, columns, out)], workspace)
-
-
-def weighted_sum_rows_batch(jobs: Sequence[RowJob], workspace: Workspace) -> None:
+def weighted_rows_batch(jobs: Sequence[tuple[WeightedRows, Tile, Tensor]], workspace: Workspace) -> None:
     """One launch per layout."""
-    for layout, group in _by_layout([((weights, columns), tile, out) for tile, weights, columns, out in jobs]).items():
-        for (weights, _), tile, _ in group:
-            assert weights.dtype == tile.compute == torch.float32, "kernels compute in float32"
-            assert weights.is_contiguous(), "rows of weights are found by their distance R"
-        table = [(weights.data_ptr(), columns, weights.shape[1]) for (weights, columns), _, _ in group]
-        _launch(layout, group, to_device(np.array(table, dtype=np.int64), workspace.device), "of rows", workspace)
+    for layout, group in _by_layout(jobs).items():
+        begun = [tile.start // spec.columns for spec, tile, _ in group]
+        weights = [
+            [of_all[first : -(-(tile.start + len(tile)) // spec.columns)] for of_all in spec.weights]
+            for (spec, tile, _), first in zip(group, begun, strict=True)
+        ]
+        _launch_vectors(layout, group, weights, begun, "of rows", workspace)
+
+
+def weighted_columns(tile: Tile, spec: WeightedColumns, out: Tensor, workspace: Workspace) -> None:
+    """[n] the same with weights of columns: the tensor is [R, C], and element i has those of column i mod C."""
+    weighted_columns_batch([(spec, tile, out)], workspace)
+
+
+def weighted_columns_batch(jobs: Sequence[tuple[WeightedColumns, Tile, Tensor]], workspace: Workspace) -> None:
+    """One launch per layout."""
+    for layout, group in _by_layout(jobs).items():
+        weights = [spec.weights for spec, _, _ in group]
+        _launch_vectors(layout, group, weights, [0] * len(group), "of columns", workspace)
+
+
+def _launch_vectors(
+    layout: Layout,
+    jobs: list[tuple[Any, Tile, Tensor]],
+    weights: Sequence[Sequence[NDArray[np.float64]]],  # of each job M arrays, from row or column `begun` on
+    begun: Sequence[int],
+    kind: str,
+    workspace: Workspace,
+) -> None:
+    values = torch.from_numpy(np.concatenate([one for of_job in weights for one in of_job])).to(torch.float32)
+    on_device = to_device(values.numpy(), workspace.device)
+    lengths = np.array([len(of_job[0]) for of_job in weights])
+    places = (np.cumsum(lengths) - lengths) * len(layout.inputs) * values.itemsize
+    columns = [spec.columns for spec, _, _ in jobs]
+    table = np.stack([on_device.data_ptr() + places, np.array(columns), lengths, np.array(begun)], axis=1)
+    _launch(layout, jobs, to_device(table, workspace.device), kind, workspace)
 
 
 def _by_layout(jobs: Sequence[tuple[Any, Tile, Tensor]]) -> dict[Layout, list[tuple[Any, Tile, Tensor]]]:
@@ -163,11 +202,8 @@ def _by_layout(jobs: Sequence[tuple[Any, Tile, Tensor]]) -> dict[Layout, list[tu
 def _launch(
     layout: Layout, jobs: list[tuple[Any, Tile, Tensor]], weights: Tensor, kind: str, workspace: Workspace
 ) -> None:
-    table = launch_table([tile for _, tile, _ in jobs], [out for _, _, out in jobs], workspace.device)
-    if table.programs:
-        _weighted_sum_kernel[(table.programs,)](
-            table.rows, table.blocks, weights, **layout.constants(), WEIGHTS=kind, BLOCK=BLOCK, **launch_options()
-        )
+    tiles, outs = [tile for _, tile, _ in jobs], [out for _, _, out in jobs]
+    launch(_weighted_sum_kernel, layout, tiles, outs, workspace.device, weights, WEIGHTS=kind)
 
 
 def bytes_moved(tile: Tile, out: Tensor) -> int:
@@ -177,9 +213,9 @@ def bytes_moved(tile: Tile, out: Tensor) -> int:
 
 CLAIMS = {
     "_weighted_sum_kernel": Claim(
-        registers={2: 48, 4: 80, 8: 80},
+        registers={2: 48, 8: 80, 16: 108},
         bytes_per_element=bytes_once,
-        divides=lambda constants: constants["WEIGHTS"] == "of rows",
+        divides=lambda constants: constants["WEIGHTS"] in ("of rows", "of columns"),
     )
 }
 
@@ -195,7 +231,12 @@ def examples(m: int, dtype: torch.dtype) -> Examples:
     if m == 2:
         shown["weights"] = lambda workspace: weighted_sum(plain, spec, out, workspace)
         shown["mixed dtypes"] = lambda workspace: weighted_sum(mixed, spec, out, workspace)
+        float8 = Tile(0, [x.to(d) for x, d in zip(inputs, FLOAT8, strict=True)], inputs[0].to(FLOAT8[0]), torch.float32)
+        shown["float8"] = lambda workspace: weighted_sum(float8, spec, out, workspace)
         shown["copy"] = lambda workspace: copy(Tile(0, inputs[:1], None, torch.float32), Copy(), out, workspace)
     if m == 4:
-        shown["weights of rows"] = lambda workspace: weighted_sum_rows(deltas, torch.zeros(m, 7), 1000, out, workspace)
+        of_rows = WeightedRows((np.ones(n // 1000 + 1),) * m, 1000)
+        of_columns = WeightedColumns((np.ones(1000),) * m, 1000)
+        shown["weights of rows"] = lambda workspace: weighted_rows(deltas, of_rows, out, workspace)
+        shown["weights of columns"] = lambda workspace: weighted_columns(deltas, of_columns, out, workspace)
     return shown

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -71,7 +72,15 @@ def broken(result: Any) -> Any:
         return result
     if isinstance(result, int):
         return result + 1
+    if isinstance(result, Trim):
+        return replace(result, magnitude=result.magnitude * 1.01)
     last = result[-1]
+    if isinstance(last, np.ndarray):
+        last[-1] *= 1.01
+        return result
+    if isinstance(last, list) and isinstance(last[-1], np.ndarray):
+        last[-1][-1] *= 1.01
+        return result
     if isinstance(last, Trim):
         return (*result[:-1], replace(last, magnitude=last.magnitude * 1.01))
     if isinstance(last, float):
@@ -88,16 +97,24 @@ def broken(result: Any) -> Any:
         ("weighted_deltas", "element 204804 is "),
         ("gram", "the product of 2 and 2 is "),
         ("gram_deltas", "the product of 2 and 2 is "),
+        ("gram_rows", "the product of 2 and 2 in row 4 is "),
+        ("gram_columns", "the product of 2 and 2 in column 40960 is "),
+        ("weighted_rows", "element 204804 is "),
+        ("weighted_columns", "element 204804 is "),
         ("kth_magnitudes", "of delta 2, .* are above .* equal, for k = 102402"),
         ("magnitude_sums", "of the magnitudes of delta 2, .* is kept of "),
         ("ties", "element 204804 is "),
         ("breadcrumbs", "element 204804 is "),
         ("dare_ties", "element 204804 is "),
+        ("della", "element 204804 is "),
         ("dare_linear", "element 204804 is "),
+        ("largest_variances", "of the squared deviations, .* are above .* and .* equal, for k = "),
         ("energies", "the energy of delta 2 is "),
         ("overlap_counts", "of delta 2, .* elements are said to be shared and .* unique, not "),
         ("selective_consensus", "element 204804 is "),
         ("overlap_mean", "element 204804 is "),
+        ("importance_quantiles", "the divergence of row 4 is "),
+        ("take_important", "element 204804 is "),
         ("nearswap", "element 204804 is "),
     ],
 )
@@ -117,6 +134,30 @@ def test_a_wrong_sum_or_hash_cut_is_found() -> None:
     assert "the hash keeps" in problem_of(data, (wrong,))
 
 
+def test_a_selection_where_nothing_varies_must_be_empty() -> None:
+    data = made("largest_variances", models=1)
+    selection = result_of(data)
+    assert problem_of(data, selection) == ""
+    assert "but no element varies" in problem_of(data, replace(selection, magnitude=1.0))
+
+
+def test_float64_is_held_to_its_own_precision() -> None:
+    """What float32 would give is wrong."""
+    for operation in ("weighted_sum", "weighted_deltas", "dare_ties", "gram"):
+        data = made(operation, dtype="fp64")
+        assert data.inputs[0].float().double().ne(data.inputs[0]).any()
+        less = replace(data, inputs=tuple(x.float().double() for x in data.inputs))
+        assert problem_of(data, result_of(data)) == ""
+        assert problem_of(data, result_of(less)) != ""
+
+
+def test_a_wrong_quantile_is_found() -> None:
+    data = made("importance_quantiles", models=1)
+    quantiles, divergences = result_of(data)
+    wrong = (*quantiles[:2], quantiles[2] * 1.01), divergences
+    assert "of the importances, not at 153603" in problem_of(data, wrong)
+
+
 def test_nan_in_a_result_is_found() -> None:
     """So is an element that was not written, as `out` is filled with NaN."""
     data = made("weighted_sum")
@@ -127,7 +168,13 @@ def test_nan_in_a_result_is_found() -> None:
     assert problem_of(gram, [[torch.nan] * 3] * 3).startswith("the product of 0 and 0 is nan")
 
 
-@pytest.mark.parametrize("operation", ["copy", "nonfinite", "weighted_sum", "weighted_deltas", "overlap_counts"])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        "copy", "nonfinite", "weighted_sum", "weighted_deltas", "weighted_rows", "weighted_columns", "overlap_counts",
+        "take_important",
+    ],
+)  # fmt: skip
 def test_what_is_written_by_hand_gives_the_same(operation: str) -> None:
     data = made(operation, models=1 if OPERATIONS[operation].single else 3, dtype="fp32")
     before = [x.clone() for x in data.inputs]
@@ -137,7 +184,15 @@ def test_what_is_written_by_hand_gives_the_same(operation: str) -> None:
 
 def test_what_is_written_by_hand_gives_nearly_the_same() -> None:
     """Equal magnitudes and random masks are its own, sums are less exact."""
-    for operation in ("ties", "breadcrumbs", "dare_ties", "dare_linear", "selective_consensus", "overlap_mean"):
+    for operation in (
+        "ties",
+        "breadcrumbs",
+        "dare_ties",
+        "della",
+        "dare_linear",
+        "selective_consensus",
+        "overlap_mean",
+    ):
         data = made(operation, dtype="fp32")
         merged, ours = BY_HAND[operation](data), result_of(data)
         assert isinstance(merged, Tensor)
@@ -147,8 +202,16 @@ def test_what_is_written_by_hand_gives_nearly_the_same() -> None:
     for operation in ("gram", "gram_deltas"):
         data = made(operation)
         torch.testing.assert_close(BY_HAND[operation](data), torch.tensor(result_of(data)), rtol=1e-3, atol=0.1)
+    for operation in ("gram_rows", "gram_columns"):
+        data = made(operation)
+        want = torch.from_numpy(np.array(result_of(data)))
+        torch.testing.assert_close(BY_HAND[operation](data), want, rtol=1e-3, atol=1e-5, check_dtype=False)
+    important = made("importance_quantiles", models=1, dtype="fp32")
+    assert BY_HAND["importance_quantiles"](important) == pytest.approx(result_of(important)[0], rel=0.05)
     swapped = made("nearswap", models=1, dtype="fp32")
     torch.testing.assert_close(BY_HAND["nearswap"](swapped), result_of(swapped), rtol=1e-5, atol=1e-8)
+    varying = made("largest_variances", dtype="fp32")
+    assert BY_HAND["largest_variances"](varying) == pytest.approx(result_of(varying).magnitude, rel=1e-5)
     energies = made("energies")
     assert BY_HAND["energies"](energies) == pytest.approx(result_of(energies), rel=0.02)
     data, sums = made("magnitude_sums"), made("kth_magnitudes", dtype="fp32")

@@ -40,13 +40,14 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 CASES = [(m, torch.bfloat16, target) for target in TARGETS for m in (2, 4, 8)]
+CASES += [(m, torch.bfloat16, "sm_90") for m in (1, 3, 5, 12, 16)] + [(16, torch.bfloat16, "gfx942")]
 CASES += [(2, torch.float32, "sm_90"), (2, torch.float16, "sm_90"), (2, torch.float32, "gfx942")]
 
 PTX_ACCESS = re.compile(r"\b(ld|st)\.global[\w.:]*?(?:\.v(\d))?\.b(\d+)\b")
-PTX_FLOAT = re.compile(r"\b([a-z]\w*(?:\.\w+)*\.(?:f16|f32|f64|bf16)(?:x2)?)\b")
+PTX_FLOAT = re.compile(r"\b([a-z]\w*(?:\.\w+)*\.(?:f16|f32|f64|bf16)(?:x2)?(?:\.[su]\d+)?)\b")
 AMD_ACCESS = re.compile(r"\bbuffer_(load|store)_(\w+)")  # by way of global_load the tables are read
 AMD_FUSED = re.compile(r"\bv_(?:pk_)?(?:fma|fmac|mad|dot\d)\w*_f\w+")
-AMD_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32, "ushort": 16, "short": 16}
+AMD_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32, "ushort": 16, "short": 16, "ubyte": 8}
 
 
 class StubDriver:
@@ -114,8 +115,8 @@ def variants_of(name: str) -> list[dict[str, Any]]:
     for m, dtype, target in CASES:
         driver.target = TARGETS[target]
         examples = list(module.examples(m, dtype).items())
-        # All that there is to see for one target and for the smallest M; of the rest the most usual example.
-        thorough = dtype == torch.bfloat16 and (m == 2 or target == "sm_90")
+        # All that there is to see for two models, and on one target for more; of the rest the most usual example.
+        thorough = dtype == torch.bfloat16 and (m == 2 or (target == "sm_90" and m in (4, 8, 16)))
         for example, launch in examples if thorough else examples[:1]:
             place = {"file": name, "example": example, "target": target, "m": m, "dtype": str(dtype)[6:]}
             try:
@@ -146,7 +147,7 @@ def described(
         "fusion": kernel.metadata.enable_fp_fusion,
         "loops": "scf.for" in kernel.asm["ttir"] or "scf.while" in kernel.asm["ttir"],
         "divides": claim.divides(options),
-        "most_registers": claim.registers,
+        "most_registers": claim.most_registers(len(options.get("INPUTS", ()))),
         **code,
     }
     if code["instructions"] is not None:
@@ -154,9 +155,21 @@ def described(
     if claim.bytes_per_element is not None:
         facts["least_bytes"] = claim.bytes_per_element(options)
         facts["width"] = claim.width_bits(options)
-        wide = sum(count for key, count in code["accesses"].items() if key.endswith(f" {facts['width']}"))
-        facts["bytes"] = wide * facts["width"] / 8 * threads / lanes
+        facts["widths"] = widths_of(facts["width"], options)
+        moved = [(int(access.split()[1]), count) for access, count in code["accesses"].items()]
+        facts["bytes"] = sum(bits // 8 * count for bits, count in moved if bits in facts["widths"]) * threads / lanes
+        if kernel.metadata.target.backend == "hip" and "OUT" in options:
+            # Kernels that write a tensor access nothing but tensors by way of buffers.
+            facts["narrow"] = sum(count for bits, count in moved if bits not in facts["widths"])
+            masks = options.get("KINDS", ()).count("kept")  # a byte per element, so never as wide as a tensor's
+            facts["tensors"] = len(options["INPUTS"]) + (options["BASE"] is not None) + 1 + masks
     return facts
+
+
+def widths_of(width: int, options: Mapping[str, Any]) -> list[int]:
+    """Bits of the accesses to the tensors: half of `width` to those of float8."""
+    dtypes = [dtype for dtype in (*options["INPUTS"], options["BASE"]) if dtype is not None]
+    return [width // 2, width] if any(dtype.primitive_bitwidth == 8 for dtype in dtypes) else [width]
 
 
 def nvidia_code(kernel: Any, disassembled: bool) -> dict[str, Any]:
@@ -229,7 +242,9 @@ def table(found: Iterable[dict[str, Any]]) -> Iterator[str]:
     yield "|---" * (7 + len(TARGETS)) + "|"
     for (file, kernel, example, m), targets in sorted(rows.items(), key=lambda row: (row[0][0], row[0][1], row[0][3])):
         one = next(iter(targets.values()))
-        moved = f"{one['bytes']:g} ({one['least_bytes']:g}) | {one['width']}" if "width" in one else "– | –"
+        moved = "– | –"
+        if "widths" in one:
+            moved = f"{one['bytes']:g} ({one['least_bytes']:g}) | {', '.join(map(str, one['widths']))}"
         registers = " | ".join(str(targets[target]["registers"]) if target in targets else "" for target in TARGETS)
         spills = sum(variant["spills"] + variant["stack"] for variant in targets.values())
         yield f"| `{file}` | `{kernel.strip('_')}` | {example} | {m} | {moved} | {registers} | {spills} |"

@@ -53,6 +53,26 @@ def rounding_interpreter() -> Iterator[None]:
     interpreter._convert_float = unpatched
 
 
+@pytest.fixture(autouse=True, scope="session")
+def quick_exclusive_or() -> Iterator[None]:
+    """A sort is made of sums by exclusive or, which the interpreter does element by element."""
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    unpatched = interpreter.ReduceOps.apply_impl
+
+    def apply(reduction: Any, values: Any) -> Any:
+        if reduction.combine_fn is not tl.standard._xor_combine:
+            return unpatched(reduction, values)
+        (x,) = values
+        result = np.bitwise_xor.reduce(x.handle.data, axis=reduction.axis, keepdims=reduction.keep_dims)
+        return (reduction.to_tensor(result, x.dtype),)
+
+    interpreter.ReduceOps.apply_impl = apply
+    yield
+    interpreter.ReduceOps.apply_impl = unpatched
+
+
 @pytest.fixture
 def guarded() -> Iterator[Guarded]:
     """guarded(values, offset=0) -> a copy of the tensor inside a larger buffer, 64-byte aligned but for `offset`
@@ -64,7 +84,8 @@ def guarded() -> Iterator[Guarded]:
         n = values.numel()
         buffer = torch.full((n + 2 * ZONE + offset,), 1.40625, dtype=values.dtype)
         assert buffer.data_ptr() % 64 == 0
-        watched.append((buffer, buffer.clone(), ZONE + offset, n))
+        size, raw = buffer.itemsize, buffer.view(torch.uint8)
+        watched.append((raw, raw.clone(), (ZONE + offset) * size, n * size))
         inside = buffer[ZONE + offset : ZONE + offset + n]
         inside.copy_(values)
         return inside

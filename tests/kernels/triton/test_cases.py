@@ -20,13 +20,15 @@ from mergecore_kernels.cases import (
 from mergecore_kernels.operations import CHUNK
 
 SIZE = Size("a chunk and a bit", (CHUNK + 3001,), "")
+SMALL = Size("a block and a bit", (3001,), "")
 LENGTHS = (1, 17, 2049, 5000)
 each_operation = pytest.mark.parametrize("operation", OPERATIONS.values(), ids=lambda operation: operation.name)
 
 
 @each_operation
-def test_odd_tensors(operation: Operation) -> None:
-    data = make_data(Case(operation, "bf16", 1 if operation.single else 3, SIZE, odd=True), "cpu")
+@pytest.mark.parametrize(("dtype", "size"), [("bf16", SIZE), ("e4m3", SMALL), ("e5m2", SMALL)])
+def test_odd_tensors(operation: Operation, dtype: str, size: Size) -> None:
+    data = make_data(Case(operation, dtype, 1 if operation.single else 3, size, odd=True), "cpu")
     want = run_case(torch_ops, data, new_workspace("cpu"))
     if data.out is not None:
         want = want.clone()

@@ -25,7 +25,7 @@ FILES = [
 ]
 ROUNDED = re.compile(r"(add|sub|mul|div|sqrt)\.rn\.(f32|f64)(x2|\.bf16|\.f16)?")
 """Correctly rounded arithmetic. sm_100 has it for pairs, and adds 16-bit numbers to float32 without a step between."""
-EXACT = re.compile(r"(setp|set|selp|abs|neg|mov|testp|copysign)\..*|(min|max)\.f32")
+EXACT = re.compile(r"(setp|set|selp|abs|neg|mov|testp|copysign)\..*|(redux\.sync\.)?(min|max)\.f32")
 """Comparisons, signs and choices. Of two zeros `max` may give either, so one operand should be a constant above zero;
 where one is a NaN it gives the other, as in the interpreter."""
 CASTS = re.compile(r"cvt\.(rn\.(bf16|f16|bf16x2|f16x2|f32)\.f(32|64)|f32\.(bf16|f16)|f64\.(f32|bf16|f16))")
@@ -63,8 +63,7 @@ def test_nothing_is_spilled_and_registers_are_few(compiled):
     for variant in compiled:
         assert variant["spills"] == 0, named(variant)
         assert variant["stack"] == 0, named(variant)
-        most = {int(m): registers for m, registers in variant["most_registers"].items()}
-        assert variant["registers"] <= most[variant["m"]], named(variant)
+        assert variant["registers"] <= variant["most_registers"], named(variant)
 
 
 def test_each_element_is_moved_once_in_wide_accesses(compiled):
@@ -72,6 +71,8 @@ def test_each_element_is_moved_once_in_wide_accesses(compiled):
     for variant in compiled:
         if "least_bytes" in variant:
             assert variant["bytes"] == variant["least_bytes"], named(variant)
+            # The code of AMD's GPUs: of each tensor the last elements, too few for a wide access, take one more.
+            assert variant.get("narrow") == variant.get("tensors"), named(variant)
             if variant["wide_in_machine_code"] is not None and variant["width"] == 128:
                 in_ptx = sum(n for access, n in variant["accesses"].items() if access.endswith(" 128"))
                 assert variant["wide_in_machine_code"] == in_ptx, named(variant)

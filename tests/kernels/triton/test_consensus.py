@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mergecore_kernels import torch_ops, triton_ops
 from mergecore_kernels.operations import HASH_RANGE, Consensus, Drop, Key, Trim
 from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace
+from mergecore_kernels.torch_ops.float8 import FLOAT8
 from mergecore_kernels.triton_ops.launch_table import BLOCK
 from mergecore_kernels.triton_ops.masks import mask_kinds
 
@@ -140,7 +141,8 @@ masks = st.one_of(
     st.builds(Trim, magnitudes, cuts, st.sampled_from(KEYS)),
     st.builds(Trim, magnitudes, cuts, st.sampled_from(KEYS), magnitudes, cuts | st.just(-1)),
 )
-dtypes = st.sampled_from([BF16, F16, F32])
+out_dtypes = st.sampled_from([BF16, F16, F32])
+dtypes = out_dtypes | st.sampled_from(FLOAT8)
 
 
 @st.composite
@@ -162,7 +164,7 @@ def jobs(draw):
         scale=draw(st.sampled_from([1.0, 0.3, -2.0, 0.0])),
     )
     start = CHUNK * draw(st.sampled_from([0, 1, 77, 1 << 16]))
-    return spec, Tile(start, [x[at:] for x in models], base[at:], F32), BF16 if alike else draw(dtypes)
+    return spec, Tile(start, [x[at:] for x in models], base[at:], F32), BF16 if alike else draw(out_dtypes)
 
 
 @settings(max_examples=40, deadline=None)

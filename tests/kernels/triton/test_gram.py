@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mergecore_kernels import torch_ops, triton_ops
 from mergecore_kernels.operations import Gram
 from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace
+from mergecore_kernels.torch_ops.float8 import FLOAT8
 from mergecore_kernels.torch_ops.reduction_tree import LANES
 from mergecore_kernels.triton_ops.gram import GROUP, shares
 from mergecore_kernels.triton_ops.reduction_tree import GROUPS, TreeSums
@@ -40,9 +41,9 @@ def twins(jobs):
 @given(st.data())
 def test_bits_of_the_twin(data):
     """Of batches of jobs, whose tiles may be cut anywhere."""
-    dtypes = st.lists(st.sampled_from([BF16, BF16, F16, F32]), min_size=1, max_size=3)
+    dtypes = st.lists(st.sampled_from([BF16, BF16, F16, F32, *FLOAT8]), min_size=1, max_size=3)
     sizes = st.sampled_from(SIZES[:-1]) | st.integers(0, 3 * LANES)
-    base = st.sampled_from([None, BF16, F32])
+    base = st.sampled_from([None, BF16, F32, *FLOAT8])
     job = st.builds(models, sizes, dtypes, base, st.integers(0, 99))
     jobs = data.draw(st.lists(job, min_size=1, max_size=3))
     assert triton_ops.measure_batch([(Gram(), tiles) for tiles in jobs], WORKSPACE) == twins(jobs)

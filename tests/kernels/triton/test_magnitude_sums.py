@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mergecore_kernels import torch_ops, triton_ops
 from mergecore_kernels.operations import HASH_RANGE, Drop, Key, MagnitudeSums, Trim
 from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace
+from mergecore_kernels.torch_ops.float8 import FLOAT8
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 KEYS = [Key.of("drop", 9, "lm_head.weight", model) for model in range(9)]
@@ -83,7 +84,7 @@ def test_float64_is_done_by_the_twin(cut, fine_tunes):
     check([(MagnitudeSums(DROPS), cut(models, base))])
 
 
-dtypes = st.sampled_from([BF16, F16, F32])
+dtypes = st.sampled_from([BF16, F16, F32, *FLOAT8])
 masks = st.one_of(
     st.none(),
     st.builds(Drop, st.sampled_from([0, 1, 1 << 30, HASH_RANGE]), st.sampled_from(KEYS)),

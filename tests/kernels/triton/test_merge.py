@@ -19,12 +19,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "dare_ties": {"density": 0.5, "lambda": 0.7},
 }
 
+MIXED = (torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16)
 
-@pytest.mark.parametrize("method", METHODS)
-def test_kernels_write_the_bytes_of_their_twins(method: str, make_model, llama, tmp_path: Path) -> None:
-    names = ("base", "a", "b")
+
+@pytest.mark.parametrize(
+    ("method", "dtypes"),
+    [(method, (torch.bfloat16,) * 3) for method in METHODS] + [(method, MIXED) for method in ("linear", "ties")],
+)
+def test_kernels_write_the_bytes_of_their_twins(
+    method: str, dtypes: tuple[torch.dtype, ...], make_model, llama, tmp_path: Path
+) -> None:
     base, a, b = (
-        str(make_model(name, llama(1, seed=i, dtype=torch.bfloat16), n_layers=1)) for i, name in enumerate(names)
+        str(make_model(name, llama(1, seed=i, dtype=dtype), n_layers=1))
+        for i, (name, dtype) in enumerate(zip(("base", "a", "b"), dtypes, strict=True))
     )
     config: dict[str, Any] = {
         "merge_method": method,

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergecore_kernels import torch_ops, triton_ops
+from mergecore_kernels.torch_ops.float8 import FLOAT8
 from mergecore_kernels.triton_ops.launch_table import BLOCK
 
-DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64, *FLOAT8]
 
 
 @st.composite

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mergecore_kernels import torch_ops, triton_ops
 from mergecore_kernels.operations import HASH_RANGE, Key, KthMagnitudes, Trim
 from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace
+from mergecore_kernels.torch_ops.float8 import FLOAT8
 from mergecore_kernels.triton_ops.batches import awaited
 from mergecore_kernels.triton_ops.order_statistics import (
     bytes_moved,
@@ -102,6 +103,14 @@ def test_hard_distributions(radix, oracle_hash, shape):
     (got,) = search([(spec, [tile])], radix)
     assert got == twin(spec, [tile])
     assert got == tuple(by_sort(delta, k, key, oracle_hash) for k, key in zip(kept, KEYS, strict=True))
+
+
+def test_several_ranks_of_each_delta(cut, fine_tunes):
+    """As a band between two ranks needs them, beside a job with one rank."""
+    base, models = fine_tunes(2 * BLOCK + 5, (BF16,) * 3, 0.0002)
+    several = KthMagnitudes((200, 50, 0, 10), KEYS[:2] * 2)
+    tiles = cut(models, base)
+    assert search([(several, tiles), (spec_of((7, 9)), tiles)]) == [twin(several, tiles), twin(spec_of((7, 9)), tiles)]
 
 
 def by_sort(delta, k, key, oracle_hash):
@@ -259,7 +268,7 @@ def test_asking_for_more_than_there_are_fails(cut, fine_tunes):
 
 
 values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 1e-45, -3.5, 3e38, float("nan")]) | st.floats(width=32)
-dtypes = st.sampled_from([BF16, F16, F32])
+dtypes = st.sampled_from([BF16, F16, F32, *FLOAT8])
 
 
 @st.composite

@@ -20,6 +20,7 @@ from mergecore_kernels.operations import (
     Trim,
 )
 from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace
+from mergecore_kernels.torch_ops.float8 import FLOAT8
 from mergecore_kernels.triton_ops.launch_table import BLOCK
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
@@ -131,10 +132,12 @@ def test_any_batch(same_bits, cut, data):
     jobs, measures = [], []
     for _ in range(data.draw(st.integers(0, 3))):
         m, n = data.draw(st.integers(1, 4)), data.draw(st.integers(0, 50))
-        dtypes = data.draw(st.lists(st.sampled_from([BF16, F16, F32]), min_size=1, max_size=3))
+        out_dtypes = st.sampled_from([BF16, F16, F32])
+        dtypes = data.draw(st.lists(out_dtypes | st.sampled_from(FLOAT8), min_size=1, max_size=3))
         base, models = quarters(m, n, dtypes, data.draw(st.integers(0, 3)))
         tile = Tile(0, models, base, F32)
-        jobs.append((data.draw(st.sampled_from(list(COMBINES.values())))(m), tile, torch.zeros(n, dtype=dtypes[0])))
+        out = torch.zeros(n, dtype=data.draw(out_dtypes))
+        jobs.append((data.draw(st.sampled_from(list(COMBINES.values())))(m), tile, out))
         measures.append((data.draw(st.sampled_from(list(MEASURES.values()))), [tile]))
     triton_ops.combine_batch(jobs, Workspace("cpu", 0))
     for spec, tile, out in jobs:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mergecore_kernels import torch_ops, triton_ops
 from mergecore_kernels.operations import Key, LargestVariances
 from mergecore_kernels.torch_ops import CHUNK, Workspace
+from mergecore_kernels.torch_ops.float8 import FLOAT8
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 KEY = Key.of("select", 2, "lm_head.weight", 0)
@@ -73,7 +74,7 @@ def test_any_batch(cut, fine_tunes, data):
     jobs = []
     for _ in range(data.draw(st.integers(0, 3))):
         m, n = data.draw(st.integers(1, 5)), data.draw(st.integers(0, 3000))
-        dtypes = data.draw(st.lists(st.sampled_from([BF16, F16, F32]), min_size=m + 1, max_size=m + 1))
+        dtypes = data.draw(st.lists(st.sampled_from([BF16, F16, F32, *FLOAT8]), min_size=m + 1, max_size=m + 1))
         base, models = fine_tunes(n, dtypes, seed=m)
         offset = data.draw(st.sampled_from([0, 0, 1])) if n else 0
         tiles = cut([x[offset:] for x in models], base[offset:])

@@ -6,12 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mergecore_kernels import torch_ops, triton_ops
-from mergecore_kernels.operations import Copy, WeightedSum
+from mergecore_kernels.operations import Copy, WeightedColumns, WeightedRows, WeightedSum
 from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace
-from mergecore_kernels.torch_ops.weighted_sum import weighted_sum_rows as rows_twin
+from mergecore_kernels.torch_ops.float8 import FLOAT8
 from mergecore_kernels.triton_ops import weighted_sum
 from mergecore_kernels.triton_ops.launch_table import BLOCK
-from mergecore_kernels.triton_ops.weighted_sum import weighted_sum_rows, weighted_sum_rows_batch
 
 BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 SIZES = [0, 1, 15, 16, 17, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 100]
@@ -32,7 +31,9 @@ def drawn(n, dtype, seed):
 @st.composite
 def jobs(draw):
     """A spec and the description of its tensors: (dtype, offset in elements) of out, base (or None) and inputs."""
-    tensor = st.tuples(st.sampled_from([BF16, F16, F32]), st.sampled_from([0, 0, 1]))
+    offset = st.sampled_from([0, 0, 1])
+    out = tensor = st.tuples(st.sampled_from([BF16, F16, F32]), offset)
+    tensor |= st.tuples(st.sampled_from(FLOAT8), offset)
     if draw(st.booleans()):
         tensor = st.just(draw(tensor))  # all alike, as is usual
     inputs = draw(st.lists(tensor, min_size=1, max_size=6))
@@ -41,7 +42,7 @@ def jobs(draw):
     base = draw(st.none() | tensor)
     copied = len(inputs) == 1 and base is None and draw(st.booleans())
     n, special = draw(st.sampled_from(SIZES) | st.integers(0, 3 * BLOCK)), draw(st.booleans())
-    return Copy() if copied else WeightedSum(tuple(weights)), n, draw(tensor), base, inputs, special
+    return Copy() if copied else WeightedSum(tuple(weights)), n, draw(out), base, inputs, special
 
 
 def tensors_of(job, guarded, special_values):
@@ -116,36 +117,52 @@ def test_copies_keep_all_finite_bits(workspace, same_bits, dtype):
     same_bits(out, x)
 
 
+def vectors(kind, m, n, columns, seed):
+    """A spec for a tensor of more than n elements, with normal weights."""
+    length = -(-(n + 1) // columns) if kind is WeightedRows else columns
+    return kind(tuple(drawn(length, F64, seed + i).numpy() for i in range(m)), columns)
+
+
 @ACROSS_EXAMPLES
 @given(
+    kind=st.sampled_from([WeightedRows, WeightedColumns]),
     columns=st.sampled_from([1, 3, 64, 1000, BLOCK, BLOCK + 1, 3 * BLOCK]),
     m=st.integers(1, 4),
     start=st.sampled_from([0, CHUNK]),
     n=st.integers(0, 2 * BLOCK),
     deltas=st.booleans(),
 )
-def test_weights_of_rows(workspace, guarded, same_bits, columns, m, start, n, deltas):
+def test_weights_of_rows_and_columns(workspace, guarded, same_bits, kind, columns, m, start, n, deltas):
     tile = Tile(start, [drawn(n, BF16, i) for i in range(m)], drawn(n, BF16, 9) if deltas else None, F32)
-    weights = drawn(m * -(-(start + n + 1) // columns), F32, 10).view(m, -1)
-    got = guarded(torch.empty(n, dtype=BF16))
-    weighted_sum_rows(tile, weights, columns, got, workspace)
-    want = torch.empty(n, dtype=BF16)
-    rows_twin(tile, weights, columns, want, workspace)
+    spec = vectors(kind, m, start + n, columns, 10)
+    got, want = guarded(torch.empty(n, dtype=BF16)), torch.empty(n, dtype=BF16)
+    triton_ops.combine(spec, tile, got, workspace)
+    torch_ops.combine(spec, tile, want, workspace)
     same_bits(got, want)
 
 
-def test_weights_of_rows_in_a_batch(workspace, same_bits):
+@pytest.mark.parametrize("kind", [WeightedRows, WeightedColumns])
+def test_weights_of_rows_and_columns_in_a_batch(workspace, same_bits, monkeypatch, kind):
+    launches = []
+    kernel = weighted_sum._weighted_sum_kernel
+    monkeypatch.setattr(weighted_sum, "_weighted_sum_kernel", Counted(kernel, launches))
     tiles = [Tile(0, [drawn(30, F32, 2 * i), drawn(30, F32, 2 * i + 1)], None, F32) for i in range(3)]
-    jobs = [
-        (tile, drawn(2 * 30, F32, 9 + i), columns)
-        for i, (tile, columns) in enumerate(zip(tiles, (1, 10, 30), strict=True))
-    ]
-    made = [(tile, weights.view(2, -1)[:, : 30 // columns].contiguous(), columns) for tile, weights, columns in jobs]
-    outs = torch.empty(2, 3, 30)
-    weighted_sum_rows_batch([(*job, out) for job, out in zip(made, outs[0], strict=True)], workspace)
-    for job, got, want in zip(made, *outs, strict=True):
-        rows_twin(*job, want, workspace)
+    jobs = [(vectors(kind, 2, 30, columns, columns), tile) for tile, columns in zip(tiles, (1, 10, 30), strict=True)]
+    outs = [torch.empty(30) for _ in jobs]
+    triton_ops.combine_batch([(*job, out) for job, out in zip(jobs, outs, strict=True)], workspace)
+    assert launches == [(3,)]
+    for job, got in zip(jobs, outs, strict=True):
+        want = torch.empty(30)
+        torch_ops.combine(*job, want, workspace)
         same_bits(got, want)
+
+
+def test_copies_leave_the_base_alone(workspace, same_bits):
+    x = drawn(100, F32, 0)
+    got = torch.empty(100)
+    for ops in (triton_ops, torch_ops):
+        ops.combine(Copy(), Tile(0, [x], drawn(100, F32, 1) * 1e8, F32), got, workspace)
+        same_bits(got, x)
 
 
 def test_jobs_of_one_layout_share_a_launch(workspace, monkeypatch):
