@@ -3,11 +3,12 @@
 import importlib
 import pkgutil
 
-from mergecore.methods.method import Method, Parameter, Params, PerInput, PerTask, Recipe, Scope, Target
+from mergecore.methods.method import Method, Parameter, Params, Pass, PerInput, PerTask, Recipe, Scope, Survey, Target
 from mergecore.methods.registry import get, method, names
 
 __all__ = [
-    "Method", "Parameter", "Params", "PerInput", "PerTask", "Recipe", "Scope", "Target", "get", "method", "names",
+    "Method", "Parameter", "Params", "Pass", "PerInput", "PerTask", "Recipe", "Scope", "Survey", "Target", "get",
+    "method", "names",
 ]  # fmt: skip
 
 for _module in pkgutil.iter_modules(__path__, __name__ + "."):

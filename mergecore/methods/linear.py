@@ -24,13 +24,16 @@ class LinearParams(Params):
 )
 def linear(p: LinearParams, target: Target) -> WeightedSum:
     """The weighted average of the models (or their weighted sum, with `normalize: false`)."""
-    if not p.normalize:
-        return WeightedSum(p.weight)
-    total = sum(p.weight)
+    return WeightedSum(normalized(p.weight, target, "normalize") if p.normalize else p.weight)
+
+
+def normalized(weights: tuple[float, ...], target: Target, key: str) -> tuple[float, ...]:
+    """The weights divided by their sum. Raises PlanError, which names the parameter that asks for it, if that is 0."""
+    total = sum(weights)
     if total == 0:
         raise PlanError.at(
             target.name,
-            f"the weights {', '.join(f'{w:g}' for w in p.weight)} add up to 0, so they can't be normalized",
-            "set `normalize: false`, or weights with another sum",
+            f"the weights {', '.join(f'{w:g}' for w in weights)} add up to 0, so they can't be normalized",
+            f"set `{key}: false`, or weights with another sum",
         )
-    return WeightedSum(tuple(w / total for w in p.weight))
+    return tuple(w / total for w in weights)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
@@ -64,6 +64,14 @@ class Target:
     base: int | None
     """In space "weights": which of the inputs is the base model, if one is."""
     seed: int
+    shape: tuple[int, ...] = ()
+    survey: Any = None
+    """What the method's survey found; None while the merge is planned, and for methods without one."""
+
+    @property
+    def columns(self) -> int:
+        """Elements of a row, which is a run along the last axis."""
+        return self.shape[-1] if self.shape else 1
 
     def random_keys(self, use: str) -> tuple[Key, ...]:
         """[M] streams of random numbers, one per input, that the seed decides."""
@@ -79,6 +87,20 @@ Recipe: TypeAlias = Generator[Measure, Any, Combine]
 
 
 @dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass over all tensors of a merge."""
+
+    question: Callable[[Any, Target], Measure | None]
+    """What to measure at a tensor, from its parameters; None: nothing there."""
+    add: Callable[[Target, Any], None]
+    """Is called with the answers, in any order; a large tensor's come in parts."""
+
+
+Survey: TypeAlias = Generator[Pass, None, Any]
+"""Looks at all tensors before the first one is merged. What it returns is `Target.survey` of each."""
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
     """A merge method. Made by the decorator `method`."""
 
@@ -88,17 +110,27 @@ class Method:
     paper: str
     """Title or authors with year and link, or where the method is known from."""
     space: Literal["weights", "deltas"]
-    """What is combined: the models' weights, or their differences from the base."""
+    """What is combined: the models' weights, or their differences from the base. Without a base, which may be optional,
+    the weights are the deltas.
+    """
     base: Literal["required", "optional", "ignored"]
     """Whether a base model is needed. Where it is ignored, a configured base is an ordinary input."""
     models: tuple[int, int | None]
-    """Fewest and most inputs, the base counted."""
+    """Fewest and most inputs."""
+    base_counts: bool
+    """Whether the base is counted among these inputs."""
     measures: str | None
     """What is measured before the tensors are combined; None: nothing, the inputs are read once."""
-    missing: Literal["merge", "keep_single", "error"]
-    """An optional tensor that some inputs lack: merge those that have it, copy it if only one has it, or fail."""
+    missing: Literal["merge", "keep_single", "keep_base", "error"]
+    """An optional tensor that some inputs lack: merge those that have it; or copy it if only one has it; or copy the
+    base's if too few have it; or fail. Where it fits none of these, the merge fails too.
+    """
     random: bool
     """Whether the result depends on the seed."""
+    whole_rows: bool
+    """Whether the combination needs whole rows of a tensor in memory."""
+    survey: Callable[[Sequence[tuple[Any, Target]]], Survey] | None
+    """For methods that have to know something of the whole model: from the parameters and targets of its tensors."""
     example: Params
 
     @property
@@ -129,6 +161,6 @@ def _parameter(params: type[Params], field_name: str) -> Parameter:
 
 def _without_none(annotation: Any) -> Any:
     """`float | None` -> `float`."""
-    if get_origin(annotation) is None:
+    if get_origin(annotation) in (None, Literal):
         return annotation
     return next(a for a in get_args(annotation) if a is not type(None))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from mergecore.errors import ConfigError
-from mergecore.methods.method import Method, Params, Recipe, Target
+from mergecore.methods.method import Method, Params, Recipe, Survey, Target
 from mergecore_kernels.operations import Combine
 
 _METHODS: dict[str, Method] = {}
@@ -22,9 +22,12 @@ def method(
     space: Literal["weights", "deltas"],
     base: Literal["required", "optional", "ignored"],
     models: tuple[int, int | None],
+    base_counts: bool = True,
     measures: str | None = None,
-    missing: Literal["merge", "keep_single", "error"] = "merge",
+    missing: Literal["merge", "keep_single", "keep_base", "error"] = "merge",
     random: bool = False,
+    whole_rows: bool = False,
+    survey: Callable[[Sequence[tuple[Any, Target]]], Survey] | None = None,
 ) -> Callable[[Callable[[Any, Target], Recipe | Combine]], Callable[[Any, Target], Recipe | Combine]]:
     """Register a recipe as the merge method `name`. The arguments are the fields of `Method`."""
 
@@ -39,14 +42,23 @@ def method(
             space=space,
             base=base,
             models=models,
+            base_counts=base_counts,
             measures=measures,
             missing=missing,
             random=random,
+            whole_rows=whole_rows,
+            survey=survey,
             example=example,
         )
         return recipe
 
     return register
+
+
+def forget(module: str) -> None:
+    """Take back what a module has registered, so that it can be loaded again."""
+    for name in [name for name, found in _METHODS.items() if found.recipe.__module__ == module]:
+        del _METHODS[name]
 
 
 def names() -> list[str]:

@@ -1,6 +1,10 @@
 """TIES: trim each delta, elect a sign per element, average the deltas that have it."""
 
-from mergecore.methods.method import Recipe, Target
+from collections.abc import Sequence
+from typing import Literal
+
+from mergecore.methods.global_trim import global_cuts, global_masks
+from mergecore.methods.method import Recipe, Survey, Target
 from mergecore.methods.registry import method
 from mergecore.methods.task_vectors import SparseParams, consensus, rescales, trims
 
@@ -8,6 +12,13 @@ from mergecore.methods.task_vectors import SparseParams, consensus, rescales, tr
 class TiesParams(SparseParams):
     normalize: bool = True
     """Divide each element by the sum of the weights of the deltas that agree there, which makes the sum an average."""
+    trim: Literal["tensor", "global"] = "tensor"
+    """Where the largest magnitudes are looked for: in each tensor, or in the whole model, as in the paper."""
+
+
+def survey(tensors: Sequence[tuple[TiesParams, Target]]) -> Survey:
+    """The cuts of the models, if they are trimmed as a whole."""
+    return (yield from global_cuts([(p, target) for p, target in tensors if p.trim == "global"]))
 
 
 @method(
@@ -19,6 +30,7 @@ class TiesParams(SparseParams):
     base="required",
     models=(1, None),
     measures="the k-th magnitudes of the deltas",
+    survey=survey,
 )
 def ties(p: TiesParams, target: Target) -> Recipe:
     """Keeps the largest magnitudes of each delta (a fraction `density`), elects the sign of each element by the
@@ -27,6 +39,6 @@ def ties(p: TiesParams, target: Target) -> Recipe:
     Exactly trunc(density · N) elements of each tensor are kept, at least one; among equal magnitudes a hash of the
     element's position decides.
     """
-    masks = yield from trims(p, target)
+    masks = global_masks(target) if p.trim == "global" else (yield from trims(p, target))
     factors = yield from rescales(p, masks)
     return consensus(p, masks, factors, elect=True)

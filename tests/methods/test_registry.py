@@ -24,7 +24,7 @@ def test_names_are_sorted() -> None:
 def test_unknown_methods_get_a_hint() -> None:
     with pytest.raises(ConfigError, match="`tiess` is not a merge method .hint: did you mean `ties`"):
         methods.get("tiess")
-    with pytest.raises(ConfigError, match="hint: the methods are: dare_linear, dare_ties, linear"):
+    with pytest.raises(ConfigError, match="hint: the methods are: .*dare_linear, dare_ties, "):
         methods.get("zzz")
 
 
