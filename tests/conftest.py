@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hub_server import HubServer, serve
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -97,3 +98,9 @@ def save_sharded(folder: Path, tensors: Mapping[str, Tensor], shards: int) -> No
 def llama() -> Callable[..., dict[str, Tensor]]:
     """llama(n_layers=2, seed=0, dtype=float32) -> the tensors of a small random Llama."""
     return llama_tensors
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A HubServer (tests/hub_server.py) in the place of the Hub, with an empty cache in tmp_path / "cache"."""
+    yield from serve(monkeypatch, tmp_path / "cache")

@@ -1,19 +1,26 @@
-"""Which tensors a model of an architecture has. The definitions are data: one JSON file each in `architectures/`."""
+"""Which tensors a model has: its architecture, as data.
+
+`definitions` reads the known architectures from JSON, `inference` makes one up from the tensors of an unknown model,
+and `recognition` decides which of the two a model gets.
+"""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib import resources
+from itertools import groupby
+from typing import Any
 
 from mergecore.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
-from mergecore.errors import CheckpointError, PlanError
+from mergecore.errors import CheckpointError
 
 LAYER = "{layer}"
 """Stands for the layer's number in a name of a layer's tensor."""
+DEFAULT_MODULE = "default"
+"""The name of the only module, and of one for tensors that belong to no other."""
+EXPERT = "{expert}"
+"""Stands for the expert's number in a name of an expert's tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,99 +28,205 @@ class Weight:
     """One tensor, or one of every layer where the name holds `{layer}`."""
 
     name: str
+    """As the output has it."""
     optional: bool = False
     """Whether a model may lack it."""
+    group: int | None = None
+    """Optional weights of one group occur together or not at all, and in all models or in none."""
+    aliases: tuple[str, ...] = ()
+    """Other names that the tensor goes by on disk."""
     tied_to: tuple[str, ...] = ()
     """Tensors that a model which lacks this one uses in its place."""
     vocabulary_axis: int | None = None
     """The axis that has one entry per token, if there is one."""
 
+    def own_names(self, layer: int | None) -> Iterator[str]:
+        """The names that the tensor itself may have, in the order of preference."""
+        return (_numbered(template, layer) for template in (self.name, *self.aliases))
+
     def names(self, layer: int | None) -> Iterator[str]:
         """The names to look for, in this order."""
-        for template in (self.name, *self.tied_to):
-            yield template if layer is None else template.replace(LAYER, str(layer))
+        yield from self.own_names(layer)
+        for template in self.tied_to:
+            yield _numbered(template, layer)
+
+
+def _numbered(template: str, layer: int | None) -> str:
+    return template if layer is None else template.replace(LAYER, str(layer))
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A part of a model with layers of its own, such as its encoder: before the layers, in each layer, after them."""
+
+    name: str
+    before: tuple[Weight, ...] = ()
+    layer: tuple[Weight, ...] = ()
+    after: tuple[Weight, ...] = ()
+    prefixes: tuple[str, ...] = ()
+    """How the names of a layer's tensors begin, up to `{layer}.`: on output, and in other layouts. Empty: no layers."""
+    layer_count: tuple[str, ...] = ()
+    """Keys of config.json that may say how many layers there are; `text_config.n_layer` is inside of `text_config`."""
+    expert_count: tuple[str, ...] = ()
+    """Keys of config.json that may say how many experts a layer has."""
+
+    @property
+    def weights(self) -> tuple[Weight, ...]:
+        return self.before + self.layer + self.after
+
+    def layers_of(self, model: Checkpoint) -> int:
+        """How many layers of this module a model has: what its config says, or else its tensors."""
+        if not self.prefixes:
+            return 0
+        count = _count_in(model, self.layer_count)
+        return _count_by_names(model, map(re.escape, self._starts())) if count is None else count
+
+    def experts_of(self, model: Checkpoint) -> int:
+        """How many experts a layer has at most: what the model's config says, or else its tensors."""
+        starts = {re.escape(w.name.partition(EXPERT)[0]).replace(r"\{layer\}", r"\d+") for w in self._of_experts()}
+        if not starts:
+            return 0
+        count = _count_in(model, self.expert_count)
+        return _count_by_names(model, starts) if count is None else count
+
+    def with_experts(self, count: int) -> Module:
+        """With one weight for every expert."""
+        layer: list[Weight] = []
+        for of_expert, run in groupby(self.layer, key=lambda weight: EXPERT in weight.name):
+            weights = list(run)
+            layer += [_of_expert(w, i) for i in range(count) for w in weights] if of_expert else weights
+        return replace(self, layer=tuple(layer))
+
+    def names_in(self, n_layers: int) -> set[str]:
+        """All names that tensors of a model with so many layers may have."""
+        loose = {name for weight in self.before + self.after for name in weight.names(None)}
+        return loose | {name for i in range(n_layers) for weight in self.layer for name in weight.names(i)}
+
+    def template(self, name: str, n_layers: int) -> str | None:
+        """A tensor's name with `{layer}` for the number of its layer; None if it is in none of the layers."""
+        for start in self._starts():
+            number, point, rest = name.removeprefix(start).partition(".")
+            if name.startswith(start) and point and number.isdecimal() and int(number) < n_layers:
+                return f"{start}{LAYER}.{rest}"
+        return None
+
+    def _starts(self) -> list[str]:
+        return [prefix.partition(LAYER)[0] for prefix in self.prefixes]
+
+    def _of_experts(self) -> Iterator[Weight]:
+        return (weight for weight in self.layer if EXPERT in weight.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The tensors of a model: before the layers, in each layer, after the layers."""
+    """All tensors of a model, module by module. Two are equal if they come from the same definition."""
 
-    architectures: tuple[str, ...]
-    """The names in config.json's `architectures` that this definition is for."""
-    layer_count: str
-    """The key of config.json that says how many layers there are."""
-    before: tuple[Weight, ...]
-    layer: tuple[Weight, ...]
-    after: tuple[Weight, ...]
+    name: str = field(compare=False)
+    """As config.json has it in `architectures`."""
+    definition: tuple[str, ...]
+    """What tells architectures apart: name of the definition and the heads, or the structure that was inferred."""
+    modules: tuple[Module, ...] = field(compare=False)
+    files: tuple[str, ...] = field(default=(), compare=False)
+    """Files beside the weights that belong to a model of this kind, if they are there."""
+    vocabulary_size: tuple[str, ...] = field(default=("vocab_size",), compare=False)
+    """Keys of config.json that may say how many tokens there are."""
+    model_type: str = field(default="", compare=False)
+    """As config.json has it; empty if this isn't a known definition."""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    """What a user should know about it, a line each."""
     extra: tuple[str, ...] = field(default=(), compare=False)
-    """Templates of tensors that the definition doesn't know but a model has (see `extended`)."""
+    """Templates of tensors that the definition doesn't know but a model has (see `fitted`)."""
 
-    def layers_of(self, model: Checkpoint) -> int:
-        """How many layers a model has."""
-        count = model.config.get(self.layer_count)
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise CheckpointError.at(
-                model.folder / CONFIG_FILE, f"`{self.layer_count}` should be a number of layers, found {count!r}"
-            )
-        return count
+    def fitted(self, models: Sequence[Checkpoint]) -> Architecture:
+        """With a weight for each expert that the models have, and optional ones for what the definition lacks."""
+        modules = (module.with_experts(max(module.experts_of(m) for m in models)) for module in self.modules)
+        return replace(self, modules=tuple(modules))._extended(models)
 
-    def extended(self, models: Iterable[Checkpoint]) -> Architecture:
+    def _extended(self, models: Iterable[Checkpoint]) -> Architecture:
         """With the tensors that the definition doesn't know but one of the models has, as optional ones."""
-        unknown: dict[str, None] = {}
-        for model in models:
-            known = self._known_names(self.layers_of(model))
-            layer_name = self._layer_pattern()
-            for name in model.tensors:
+        found: dict[str, int] = {}  # template -> position of its module
+        for names, counts in _distinct(self.modules, models):
+            known: set[str] = set()
+            for module, count in zip(self.modules, counts, strict=True):
+                known |= module.names_in(count)
+            for name in names:
                 if name not in known:
-                    match = layer_name.match(name)
-                    in_layers = match is not None and int(match[2]) < self.layers_of(model)
-                    unknown[layer_name.sub(rf"\1{LAYER}.", name, 1) if in_layers else name] = None
-        weights = [Weight(name, optional=True) for name in unknown]
-        return replace(
-            self,
-            before=self.before + tuple(w for w in weights if LAYER not in w.name),
-            layer=self.layer + tuple(w for w in weights if LAYER in w.name),
-            extra=tuple(unknown),
+                    template, position = self._home(name, counts)
+                    found.setdefault(template, position)
+        modules = (
+            _with_optional(module, [template for template, at in found.items() if at == position])
+            for position, module in enumerate(self.modules)
         )
+        return replace(self, modules=tuple(modules), extra=tuple(found))
 
-    def _known_names(self, n_layers: int) -> set[str]:
-        names = {name for weight in self.before + self.after for name in weight.names(None)}
-        return names | {name for i in range(n_layers) for weight in self.layer for name in weight.names(i)}
-
-    def _layer_pattern(self) -> re.Pattern[str]:
-        """Matches the start of a layer's tensor name up to the number and its point."""
-        prefix = self.layer[0].name.partition(LAYER)[0]
-        return re.compile(rf"({re.escape(prefix)})(\d+)\.")
-
-
-def recognize(model: Checkpoint) -> Architecture:
-    """The definition for a model, by the one name in its config's `architectures`. Raises PlanError."""
-    names = model.config.get("architectures")
-    if not isinstance(names, list) or len(names) != 1:
-        raise PlanError.at(model.folder / CONFIG_FILE, f"`architectures` should hold one name, found {names!r}")
-    found = _definitions().get(names[0])
-    if found is None:
-        raise PlanError.at(
-            model.folder / CONFIG_FILE,
-            f"the architecture `{names[0]}` is not supported yet",
-            f"supported are {', '.join(sorted(_definitions()))}",
-        )
-    return found
+    def _home(self, name: str, counts: Sequence[int]) -> tuple[str, int]:
+        """The template for an unknown tensor, and its module: that of its layer, or the one with the likest names."""
+        for position, module in enumerate(self.modules):
+            template = module.template(name, counts[position])
+            if template is not None:
+                return template, position
+        likeness = [max((_n_alike(name, w.name) for w in module.weights), default=0) for module in self.modules]
+        return name, likeness.index(max(likeness))
 
 
-@cache
-def _definitions() -> dict[str, Architecture]:
-    folder = resources.files("mergecore.checkpoint") / "architectures"
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".json")), key=lambda file: file.name)
-    definitions = [_definition(file.read_text(encoding="utf-8")) for file in files]
-    return {name: definition for definition in definitions for name in definition.architectures}
+def look_up(config: Mapping[str, Any], key: str) -> Any:
+    """The value at `text_config.vocab_size` and the like; None if it isn't there."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
-def _definition(text: str) -> Architecture:
-    data = json.loads(text)
-    before, layer, after = (tuple(_weight(**entry) for entry in data[part]) for part in ("before", "layer", "after"))
-    return Architecture(tuple(data["architectures"]), data["layer_count"], before, layer, after)
+def first_key(config: Mapping[str, Any], keys: Iterable[str]) -> str | None:
+    """The first of `keys` that has a value in `config`."""
+    return next((key for key in keys if look_up(config, key) is not None), None)
 
 
-def _weight(*, tied_to: Iterable[str] = (), **entry: object) -> Weight:
-    return Weight(tied_to=tuple(tied_to), **entry)  # type: ignore[arg-type]
+def _count_in(model: Checkpoint, keys: Sequence[str]) -> int | None:
+    """The number at the first of `keys` that the model's config has. Raises CheckpointError if it is none."""
+    key = first_key(model.config, keys)
+    if key is None:
+        return None
+    count = look_up(model.config, key)
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise CheckpointError.at(model.folder / CONFIG_FILE, f"`{key}` should be a number, found {count!r}")
+    return count
+
+
+def _count_by_names(model: Checkpoint, starts: Iterable[str]) -> int:
+    """One more than the largest number behind one of the regular expressions `starts`."""
+    numbered = re.compile(rf"(?:{'|'.join(starts)})(\d+)\.")
+    return max((int(match[1]) + 1 for match in map(numbered.match, model.tensors) if match), default=0)
+
+
+def _n_alike(one: str, other: str) -> int:
+    """How many characters two names have in common at their beginning."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _of_expert(weight: Weight, expert: int) -> Weight:
+    number = str(expert)
+    aliases = tuple(alias.replace(EXPERT, number) for alias in weight.aliases)
+    return replace(weight, name=weight.name.replace(EXPERT, number), aliases=aliases)
+
+
+def _with_optional(module: Module, templates: Iterable[str]) -> Module:
+    weights = [Weight(name, optional=True) for name in templates]
+    return replace(
+        module,
+        before=module.before + tuple(w for w in weights if LAYER not in w.name),
+        layer=module.layer + tuple(w for w in weights if LAYER in w.name),
+    )
+
+
+def _distinct(
+    modules: Sequence[Module], models: Iterable[Checkpoint]
+) -> Iterator[tuple[Iterable[str], tuple[int, ...]]]:
+    """Tensor names and layer counts of the models, without those that an earlier model has just so."""
+    seen: list[tuple[Checkpoint, tuple[int, ...]]] = []
+    for model in models:
+        counts = tuple(module.layers_of(model) for module in modules)
+        if not any(counts == c and model.tensors.keys() == m.tensors.keys() for m, c in seen):
+            seen.append((model, counts))
+            yield model.tensors, counts

@@ -1,18 +1,24 @@
-"""A model folder in the layout of Hugging Face: config.json and safetensors files, one or several with an index."""
+"""A model as far as it is known without reading a weight: its config.json and the headers of its weight files.
+
+The files lie in a folder in the layout of Hugging Face, in one local file, or in a repository on the Hub.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from mergecore.checkpoint.location import Download, HubModel, Location, OnDownload
+from mergecore.checkpoint.low_rank import LowRank
+from mergecore.checkpoint.pickled_file import read_pickled
 from mergecore.checkpoint.safetensors_file import TensorRef, read_header
+from mergecore.checkpoint.weight_files import INDEX_SUFFIX, choose_weights
 from mergecore.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,20 +26,118 @@ class Checkpoint:
     """What is known of a model without reading a weight."""
 
     folder: Path
+    """Where its files are or, on the Hub, will be once they are downloaded. The file, where a model is only that."""
     config: dict[str, Any]
-    """config.json"""
+    """config.json; empty for a model that has none."""
     tensors: dict[str, TensorRef]
     """By name."""
+    updates: Mapping[str, LowRank] = field(default_factory=dict)
+    """What a LoRA adapter adds to the tensors, by name."""
+    commit: str | None = None
+    """On the Hub; None for a local model."""
+    download: Download | None = None
+    """What must be downloaded before the weights can be read."""
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read config.json and the headers of all weight files. Raises CheckpointError if the folder is no whole model."""
-    config = read_json(folder / CONFIG_FILE)
-    tensors: dict[str, TensorRef] = {}
-    for file in _weight_files(folder):
-        tensors |= read_header(file)
-    _check_index(folder, tensors)
-    return Checkpoint(folder, config, tensors)
+class ModelFiles(Protocol):
+    """The files of a model, wherever they are."""
+
+    @property
+    def folder(self) -> Path:
+        """Where they are or will be."""
+
+    @property
+    def where(self) -> str:
+        """What the user calls it."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of all files, those in sub-folders left out."""
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The content of a JSON file that is there."""
+
+    def tensors(self, names: Sequence[str]) -> dict[str, TensorRef]:
+        """All tensors of some weight files."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFiles:
+    """The files of a local folder."""
+
+    folder: Path
+
+    @property
+    def where(self) -> str:
+        return str(self.folder)
+
+    @property
+    def names(self) -> Collection[str]:
+        try:
+            return {path.name for path in self.folder.iterdir() if path.is_file()}
+        except OSError as error:
+            raise CheckpointError.at(self.folder, f"can't be read: {error.strerror}") from error
+
+    def json(self, name: str) -> dict[str, Any]:
+        return read_json(self.folder / name)
+
+    def tensors(self, names: Sequence[str]) -> dict[str, TensorRef]:
+        return {name: tensor for file in names for name, tensor in read_weights(self.folder / file).items()}
+
+
+def open_checkpoint(location: Location, on_download: OnDownload = lambda download: None) -> Checkpoint:
+    """Read config.json and the headers of all weight files. Raises CheckpointError if there is no whole model.
+
+    Of a model on the Hub only these are transferred, without being kept. But pickled weights are downloaded: where in a
+    file the tensors lie is told in too many places to ask for each. `on_download` is told before.
+    """
+    if isinstance(location, HubModel):
+        from mergecore.checkpoint import hub  # only here, as huggingface_hub takes long to import
+
+        return hub.open_model(location, on_download)
+    if location.is_file():
+        return Checkpoint(location, {}, read_weights(location))
+    return checkpoint_of(LocalFiles(location))
+
+
+def local_folder(adapter: Location, on_download: OnDownload) -> Path:
+    """The folder of a LoRA adapter, which is downloaded if it is on the Hub. Raises CheckpointError."""
+    if not isinstance(adapter, HubModel):
+        return adapter
+    from mergecore.checkpoint import hub
+
+    return hub.fetch_adapter(adapter, on_download)
+
+
+def checkpoint_of(files: ModelFiles) -> Checkpoint:
+    """The model that some files make up. Raises CheckpointError."""
+    names = files.names
+    weights = choose_weights(names, files.where)
+    config = files.json(CONFIG_FILE) if CONFIG_FILE in names else {}
+    if not weights.endswith(INDEX_SUFFIX):
+        return Checkpoint(files.folder, config, files.tensors([weights]))
+    weight_map = _weight_map(files, weights)
+    shards = sorted(set(weight_map.values()))
+    missing = [name for name in shards if name not in names]
+    if missing:
+        raise CheckpointError.at(
+            files.where,
+            f"lacks {', '.join(missing)}, which {weights} names",
+            "finish copying or downloading the model",
+        )
+    tensors = files.tensors(shards)
+    shard_of = {file: Path(file).name for file in {tensor.file for tensor in tensors.values()}}
+    for name, shard in weight_map.items():
+        if name not in tensors or shard_of[tensors[name].file] != shard:
+            raise CheckpointError.at(
+                f"{files.where}/{shard}", f"lacks the tensor `{name}`, which {weights} says it holds"
+            )
+    return Checkpoint(files.folder, config, tensors)
+
+
+def read_weights(file: Path) -> dict[str, TensorRef]:
+    """The tensors of one weight file, by name. Raises CheckpointError."""
+    return read_header(file) if file.suffix == ".safetensors" else read_pickled(file)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -51,47 +155,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / SINGLE_FILE).exists():
-        return [folder / SINGLE_FILE]
-    if not (folder / INDEX_FILE).exists():
-        raise _no_weights(folder)
-    names = sorted(set(_weight_map(folder).values()))
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError.at(
-            folder, f"lacks {', '.join(missing)}, which {INDEX_FILE} names", "finish copying or downloading the model"
-        )
-    return [folder / name for name in names]
-
-
-def _no_weights(folder: Path) -> CheckpointError:
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
-    if pickled:
-        return CheckpointError.at(
-            folder,
-            f"holds pickled weights ({pickled[0]}), and only safetensors files are read",
-            "save the model with `safe_serialization=True`",
-        )
-    return CheckpointError.at(folder, f"holds no weights: neither {SINGLE_FILE} nor {INDEX_FILE}")
-
-
-def _weight_map(folder: Path) -> dict[str, str]:
+def _weight_map(files: ModelFiles, index: str) -> dict[str, str]:
     """Tensor name -> file name. A file name can't lead out of the folder."""
-    path = folder / INDEX_FILE
-    names = read_json(path).get("weight_map")
+    path = f"{files.where}/{index}"
+    names = files.json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise CheckpointError.at(path, "has no `weight_map` from tensor names to file names")
-    outside = next((name for name in names.values() if Path(name).name != name), None)
+    outside = next((name for name in set(names.values()) if Path(name).name != name), None)
     if outside is not None:
         raise CheckpointError.at(path, f"names the file {outside!r}, which is not in the model folder")
     return names
-
-
-def _check_index(folder: Path, tensors: dict[str, TensorRef]) -> None:
-    """Every tensor that the index promises must be in the file it names."""
-    if (folder / SINGLE_FILE).exists():
-        return
-    for name, file in _weight_map(folder).items():
-        if name not in tensors or Path(tensors[name].file).name != file:
-            raise CheckpointError.at(folder / file, f"lacks the tensor `{name}`, which {INDEX_FILE} says it holds")

@@ -13,6 +13,8 @@ class Dtype(Enum):
     F32 = "F32"
     F16 = "F16"
     BF16 = "BF16"
+    F8_E4M3 = "F8_E4M3"
+    F8_E5M2 = "F8_E5M2"
     I64 = "I64"
     I32 = "I32"
     I16 = "I16"
@@ -22,6 +24,8 @@ class Dtype(Enum):
     U16 = "U16"
     U8 = "U8"
     BOOL = "BOOL"
+
+    __hash__ = object.__hash__  # each member is one object, and Enum's own hash is slow
 
     @property
     def size(self) -> int:
@@ -34,8 +38,13 @@ class Dtype(Enum):
         return self in _TORCH_FLOATS
 
     @property
+    def is_float8(self) -> bool:
+        """Whether it is read but never written, as merged numbers would lose too much in it."""
+        return self in _FLOAT8
+
+    @property
     def torch_name(self) -> str:
-        """`bfloat16`: as in configs. Floating types only."""
+        """`bfloat16`: as in torch and in configs. Floating types only."""
         return _TORCH_FLOATS[self]
 
     @classmethod
@@ -50,17 +59,28 @@ _SIZES = {
         64: (Dtype.F64, Dtype.I64, Dtype.U64),
         32: (Dtype.F32, Dtype.I32, Dtype.U32),
         16: (Dtype.F16, Dtype.BF16, Dtype.I16, Dtype.U16),
-        8: (Dtype.I8, Dtype.U8, Dtype.BOOL),
+        8: (Dtype.F8_E4M3, Dtype.F8_E5M2, Dtype.I8, Dtype.U8, Dtype.BOOL),
     }.items()
     for dtype in dtypes
 }
-_TORCH_FLOATS = {Dtype.F64: "float64", Dtype.F32: "float32", Dtype.F16: "float16", Dtype.BF16: "bfloat16"}
+_TORCH_FLOATS = {
+    Dtype.F64: "float64",
+    Dtype.F32: "float32",
+    Dtype.F16: "float16",
+    Dtype.BF16: "bfloat16",
+    Dtype.F8_E4M3: "float8_e4m3fn",
+    Dtype.F8_E5M2: "float8_e5m2",
+}
+_FLOAT8 = {Dtype.F8_E4M3, Dtype.F8_E5M2}
 _BY_TORCH_NAME = {name: dtype for dtype, name in _TORCH_FLOATS.items()}
 
 
 def promote(dtypes: Iterable[Dtype]) -> Dtype:
-    """The floating type that holds all of `dtypes`: bfloat16 and float16 together need float32."""
-    distinct = set(dtypes)
+    """The type that holds all of `dtypes`, which are floating or equal: bfloat16 and float16 together need float32.
+
+    Both of float8 fit into each of these two, and alone give bfloat16.
+    """
+    distinct = set(dtypes) - _FLOAT8 or {Dtype.BF16}
     if len(distinct) == 1:
         return distinct.pop()
     return Dtype.F64 if Dtype.F64 in distinct else Dtype.F32

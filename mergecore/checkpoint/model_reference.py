@@ -1,19 +1,9 @@
-"""How a config names a model, and where its folder is."""
+"""How a config names a model."""
 
 from __future__ import annotations
 
-import difflib
-import re
-import stat
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from mergecore.errors import PlanError
-
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-"""What `org/name` on the Hub looks like, and what no absolute path and no `./folder` looks like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,72 +110,3 @@ def _path_and_revision(value: object, key: str) -> tuple[str, str | None]:
         if revision is None or isinstance(revision, str):
             return value["path"], revision
     raise ValueError(f"expected a path, or `path` and `revision`, as `{key}`, found {_shown(value)}")
-
-
-def locate(reference: ModelReference, config_folder: Path | None = None, *, where: str = "") -> Path:
-    """The local folder of a model: as named from the working directory, or else from the config's folder.
-
-    A folder that is called exactly what the config says wins, so a path may contain `+` and `@`. A revision says
-    nothing about a local folder and is not looked at. Raises PlanError, at `where`, if there is no such folder, and
-    for a LoRA adapter.
-    """
-    roots = [Path()] if config_folder is None else [Path(), config_folder]
-    as_written = _find(roots, str(reference))
-    if as_written is not None:
-        return as_written
-    if reference.lora is not None:
-        model = _joined(reference.path, reference.revision)
-        hint = f"merge the adapter `{reference.lora}` into `{model}` first, e.g. with peft's merge_and_unload"
-        raise PlanError.at(where, f"LoRA adapters are not supported yet: `{reference}`", hint)
-    found = _find(roots, reference.path)
-    if found is None:
-        tried = " and ".join(dict.fromkeys(f"`{root.absolute() / reference.path}`" for root in roots))
-        raise PlanError.at(where, f"there is no model folder `{reference}`: tried {tried}", _hint(reference, roots))
-    return found
-
-
-def _find(roots: list[Path], path: str) -> Path | None:
-    return next((root / path for root in roots if _is_folder(root / path)), None)
-
-
-def _is_folder(path: Path) -> bool:
-    return _mode_is(stat.S_ISDIR, path)
-
-
-def _mode_is(kind: Callable[[int], bool], path: Path) -> bool:
-    try:
-        return kind(path.stat().st_mode)
-    except (OSError, ValueError):  # not there, a name too long, a null byte
-        return False
-
-
-def _hint(reference: ModelReference, roots: list[Path]) -> str:
-    """What may have been meant by a folder that isn't there."""
-    if any(_mode_is(stat.S_ISREG, root / reference.path) for root in roots):
-        return "that is a file; a model is named by its folder"
-    if max(str(reference).count("+"), str(reference).count("@")) > 1:
-        return "only `model@revision+lora@revision` is understood, unless a folder has that very name"
-    close = _close_folder(reference.path, roots)
-    if close is not None:
-        return f"did you mean `{close}`?"
-    if HUB_NAME.fullmatch(reference.path):
-        revision = f" --revision {reference.revision}" if reference.revision else ""
-        get = f"hf download {reference.path}{revision} --local-dir {reference.path}"
-        return f"downloading from the Hub is not supported yet; get it with `{get}`"
-    return "paths are relative to the working directory or to the config's folder"
-
-
-def _close_folder(path: str, roots: list[Path]) -> Path | None:
-    """The folder beside `path` whose name is nearly the same, written like `path`."""
-    for root in roots:
-        wanted = root / path
-        if not _is_folder(wanted.parent):
-            continue
-        try:
-            names = [entry.name for entry in wanted.parent.iterdir() if _is_folder(entry)]
-        except OSError:
-            continue
-        close = difflib.get_close_matches(wanted.name, names, n=1, cutoff=0.75)
-        if close:
-            return Path(path).with_name(close[0])
-    return None

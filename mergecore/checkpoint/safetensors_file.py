@@ -8,7 +8,7 @@ files at once, by position, into its own buffers.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,6 +20,7 @@ from mergecore.errors import CheckpointError, Problem
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
 _ALIGNMENT = 64
+_DTYPES = {dtype.value: dtype for dtype in Dtype}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class TensorRef:
     """From the start of the file."""
     dtype: Dtype
     shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    """In elements; None where the elements follow one another, the last axis fastest."""
 
     @property
     def n(self) -> int:
@@ -48,7 +51,21 @@ def read_header(path: Path) -> dict[str, TensorRef]:
     Raises CheckpointError if the file can't be read, is no safetensors file, or is longer or shorter than its header
     says: a download that stopped early is found here.
     """
-    header, data_start, file_bytes = _load(path)
+    try:
+        with path.open("rb") as file:
+
+            def read(n_bytes: int) -> bytes:
+                file.seek(0)
+                return file.read(n_bytes)
+
+            return parse_header(path, path.stat().st_size, read)
+    except OSError as error:
+        raise CheckpointError.at(path, f"can't be read: {error.strerror}") from error
+
+
+def parse_header(path: Path, file_bytes: int, read: Callable[[int], bytes]) -> dict[str, TensorRef]:
+    """The same for a file that needn't be here yet. `read` gives so many of its first bytes."""
+    header, data_start = _load(path, file_bytes, read)
     header.pop("__metadata__", None)
     tensors = {name: _tensor(path, name, entry, data_start) for name, entry in header.items()}
     _check_layout(path, tensors, data_start, file_bytes)
@@ -71,22 +88,18 @@ def header_bytes(tensors: Sequence[tuple[str, Dtype, tuple[int, ...]]]) -> bytes
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
-def _load(path: Path) -> tuple[dict[str, Any], int, int]:
-    """The parsed header, where the data starts, and the size of the file."""
+def _load(path: Path, file_bytes: int, read: Callable[[int], bytes]) -> tuple[dict[str, Any], int]:
+    """The parsed header, and where the data starts."""
+    length = int.from_bytes(read(_LENGTH_BYTES), "little")
+    if file_bytes < _LENGTH_BYTES or length > min(_MAX_HEADER_BYTES, file_bytes - _LENGTH_BYTES):
+        raise _broken(path, f"its header should take {length} bytes, but the file has only {file_bytes}")
     try:
-        with path.open("rb") as file:
-            file_bytes = path.stat().st_size
-            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
-            if file_bytes < _LENGTH_BYTES or length > min(_MAX_HEADER_BYTES, file_bytes - _LENGTH_BYTES):
-                raise _broken(path, f"its header should take {length} bytes, but the file has only {file_bytes}")
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise CheckpointError.at(path, f"can't be read: {error.strerror}") from error
+        header = json.loads(read(_LENGTH_BYTES + length)[_LENGTH_BYTES:])
     except ValueError as error:
         raise _broken(path, "its header is not JSON") from error
     if not isinstance(header, dict):
         raise _broken(path, "its header is not a JSON object")
-    return header, _LENGTH_BYTES + length, file_bytes
+    return header, _LENGTH_BYTES + length
 
 
 def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorRef:
@@ -99,10 +112,11 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorRef:
         raise _broken(path, f"its entry for `{name}` lacks dtype, shape or data_offsets") from error
     if not well_formed:
         raise _broken(path, f"its entry for `{name}` has a shape or offset that is no natural number")
-    if dtype_name not in Dtype._value2member_map_:
+    dtype = _DTYPES.get(dtype_name)
+    if dtype is None:
         known = ", ".join(dtype.value for dtype in Dtype)
         raise CheckpointError.at(path, f"`{name}` has the dtype {dtype_name}; supported are {known}")
-    tensor = TensorRef(str(path), data_start + begin, Dtype(dtype_name), shape)
+    tensor = TensorRef(str(path), data_start + begin, dtype, shape)
     if tensor.n_bytes != end - begin:
         raise _broken(path, f"`{name}` should take {tensor.n_bytes} bytes but has {end - begin}")
     return tensor
@@ -111,10 +125,10 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorRef:
 def _check_layout(path: Path, tensors: dict[str, TensorRef], data_start: int, file_bytes: int) -> None:
     """Tensors must fill the data without gap or overlap, and the file must end with the last."""
     end = data_start
-    for tensor in sorted(tensors.values(), key=lambda t: (t.offset_bytes, t.n_bytes)):
-        if tensor.offset_bytes != end:
+    for offset_bytes, n_bytes in sorted((t.offset_bytes, t.n_bytes) for t in tensors.values()):
+        if offset_bytes != end:
             raise _broken(path, "its tensors overlap or leave a gap")
-        end += tensor.n_bytes
+        end += n_bytes
     if end != file_bytes:
         what = "truncated" if file_bytes < end else "longer than its header says"
         raise _broken(path, f"it is {what}: {end} bytes expected, {file_bytes} found")

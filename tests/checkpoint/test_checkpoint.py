@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mergecore.checkpoint.architecture import recognize
 from mergecore.checkpoint.checkpoint import open_checkpoint
-from mergecore.errors import CheckpointError, MergeError, PlanError
+from mergecore.errors import CheckpointError, MergeError
 
 
 def test_one_file_or_several_are_the_same(make_model) -> None:
@@ -23,7 +22,7 @@ def test_one_file_or_several_are_the_same(make_model) -> None:
 
 def fails(folder: Path, message: str, error: type[MergeError] = CheckpointError) -> None:
     with pytest.raises(error) as caught:
-        recognize(open_checkpoint(folder))
+        open_checkpoint(folder)
     assert message in str(caught.value)
     assert folder.name in str(caught.value)
 
@@ -31,7 +30,34 @@ def fails(folder: Path, message: str, error: type[MergeError] = CheckpointError)
 def test_folder_without_config(make_model) -> None:
     folder = make_model("m")
     (folder / "config.json").unlink()
-    fails(folder, "has no config.json, so it is not a whole model folder")
+    assert open_checkpoint(folder).config == {}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_file_of_weights(make_model, llama, suffix: str) -> None:
+    folder = make_model("m")
+    torch.save(llama(), folder / "model.bin")
+    model = open_checkpoint(folder / f"model{suffix}")
+    assert model.folder == folder / f"model{suffix}"
+    assert model.config == {}
+    assert model.tensors.keys() == llama().keys()
+
+
+def test_pickled_weights_in_several_files(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    files = {f"pytorch_model-0000{i}-of-00002.bin": {f"w{i}": torch.full((3,), i)} for i in (1, 2)}
+    for name, tensors in files.items():
+        torch.save(tensors, tmp_path / name)
+    weight_map = {name: file for file, tensors in files.items() for name in tensors}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    tensors = open_checkpoint(tmp_path).tensors
+    assert {name: Path(tensor.file).name for name, tensor in tensors.items()} == weight_map
+
+
+def test_a_stale_index_beside_a_single_file(make_model) -> None:
+    folder = make_model("m")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"old": "old.safetensors"}}))
+    assert open_checkpoint(folder).tensors.keys() == open_checkpoint(folder / "model.safetensors").tensors.keys()
 
 
 def test_config_that_is_no_json(make_model) -> None:
@@ -43,13 +69,7 @@ def test_config_that_is_no_json(make_model) -> None:
 def test_folder_without_weights(make_model) -> None:
     folder = make_model("m")
     (folder / "model.safetensors").unlink()
-    fails(folder, "holds no weights: neither model.safetensors nor model.safetensors.index.json")
-
-
-def test_pickled_weights(make_model) -> None:
-    folder = make_model("m")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    fails(folder, "holds pickled weights (pytorch_model.bin), and only safetensors files are read")
+    fails(folder, "holds no weights: neither model.safetensors nor pytorch_model.bin nor an index")
 
 
 def test_missing_shard(make_model) -> None:
@@ -77,33 +97,3 @@ def test_index_without_a_map(make_model) -> None:
     folder = make_model("m", shards=2)
     (folder / "model.safetensors.index.json").write_text("{}")
     fails(folder, "has no `weight_map`")
-
-
-def test_unknown_architecture(make_model) -> None:
-    fails(
-        make_model("m", architectures=["BananaForCausalLM"]),
-        "the architecture `BananaForCausalLM` is not supported yet (hint: supported are LLaMaForCausalLM",
-        PlanError,
-    )
-
-
-@pytest.mark.parametrize("names", [None, [], ["A", "B"], "LlamaForCausalLM"])
-def test_not_one_architecture(make_model, names: object) -> None:
-    fails(make_model("m", architectures=names), f"`architectures` should hold one name, found {names!r}", PlanError)
-
-
-def test_layer_count_that_is_no_number(make_model) -> None:
-    model = open_checkpoint(make_model("m", num_hidden_layers="two"))
-    with pytest.raises(CheckpointError, match="`num_hidden_layers` should be a number of layers, found 'two'"):
-        recognize(model).layers_of(model)
-
-
-def test_unknown_tensors_are_taken_along(make_model, llama) -> None:
-    extra = {"model.layers.1.self_attn.sink.weight": torch.ones(2), "model.layers.7.odd": torch.ones(2)}
-    model = open_checkpoint(make_model("m", llama() | extra))
-    architecture = recognize(model).extended([model])
-    assert architecture.extra == ("model.layers.{layer}.self_attn.sink.weight", "model.layers.7.odd")
-    assert architecture.layer[-1].name == "model.layers.{layer}.self_attn.sink.weight"
-    assert architecture.before[-1].name == "model.layers.7.odd"
-    assert architecture.layer[-1].optional
-    assert architecture.before[-1].optional

@@ -108,7 +108,7 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (ENTRY | {"shape": [2.0]}, "its entry for `a` has a shape or offset that is no natural number"),
         (ENTRY | {"shape": [3]}, "`a` should take 12 bytes but has 8"),
         (ENTRY | {"data_offsets": [4, 12]}, "its tensors overlap or leave a gap"),
-        (ENTRY | {"dtype": "F8_E4M3"}, "`a` has the dtype F8_E4M3; supported are F64, F32"),
+        (ENTRY | {"dtype": "F8_E8M0"}, "`a` has the dtype F8_E8M0; supported are F64, F32"),
         (7, "its entry for `a` lacks dtype, shape or data_offsets"),
     ],
 )
@@ -136,3 +136,11 @@ def test_promotion() -> None:
     assert promote([Dtype.BF16, Dtype.F16]) is Dtype.F32
     assert promote([Dtype.F32, Dtype.F16]) is Dtype.F32
     assert promote([Dtype.BF16, Dtype.F64]) is Dtype.F64
+
+
+@pytest.mark.parametrize("float8", [Dtype.F8_E4M3, Dtype.F8_E5M2])
+def test_float8_is_contained_in_all_others(float8: Dtype) -> None:
+    for other in (Dtype.BF16, Dtype.F16, Dtype.F32, Dtype.F64):
+        assert promote([float8, other]) is promote([other, float8]) is other
+    assert promote([float8]) is promote([Dtype.F8_E4M3, Dtype.F8_E5M2]) is Dtype.BF16
+    assert promote([float8, Dtype.F16, Dtype.BF16]) is Dtype.F32
