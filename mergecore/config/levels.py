@@ -18,6 +18,7 @@ class Kind(Enum):
 
     CONFIG = "a merge config"
     MODEL = "an entry of `models`"
+    MODULE = "an entry of `modules`"
     SLICE = "an entry of `slices`"
     SOURCE = "an entry of `sources`"
     REFERENCE = "a model"
@@ -26,6 +27,10 @@ class Kind(Enum):
     OWN_PARAMETERS = "the parameters of one model"
     BASE_PARAMETERS = "the parameters of the base model"
     CONDITIONAL = "a conditional value"
+    TOKENIZER = "the tokenizer"
+    TOKEN = "an entry of `tokens`"
+    MODEL_TOKEN = "a token of a model"
+    ZERO_TOKEN = "a row of zeros"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +46,50 @@ def walk(raw: RawMapping) -> Iterator[Level]:
     yield Level(Kind.CONFIG, (), raw)
     yield from _reference(raw, "base_model", ())
     yield from _parameters(raw, (), Kind.PARAMETERS)
-    for path, entry in _entries(raw, "models", ()):
-        yield from _model(Level(Kind.MODEL, path, entry), base)
-    for path, entry in _entries(raw, "slices", ()):
-        yield Level(Kind.SLICE, path, entry)
-        yield from _reference(entry, "base_model", path)
-        yield from _parameters(entry, path, Kind.PARAMETERS)
+    yield from _models_and_slices(raw, (), base)
+    modules = raw.get("modules")
+    for name, module in modules.items() if isinstance(modules, Mapping) else ():
+        if isinstance(module, Mapping):
+            yield Level(Kind.MODULE, ("modules", name), module)
+            yield from _parameters(module, ("modules", name), Kind.PARAMETERS)
+            yield from _models_and_slices(module, ("modules", name), base)
+    yield from _reference(raw, "tokenizer_source", ())
+    if isinstance(raw.get("tokenizer"), Mapping):
+        yield from _tokenizer(raw["tokenizer"], ("tokenizer",))
+
+
+def _models_and_slices(around: RawMapping, path: KeyPath, base: object) -> Iterator[Level]:
+    for at, entry in _entries(around, "models", path):
+        yield from _model(Level(Kind.MODEL, at, entry), base)
+    for at, entry in _entries(around, "slices", path):
+        yield Level(Kind.SLICE, at, entry)
+        yield from _reference(entry, "base_model", at)
+        yield from _parameters(entry, at, Kind.PARAMETERS)
         own_base = entry.get("base_model") or base
-        for source_path, source in _entries(entry, "sources", path):
+        for source_path, source in _entries(entry, "sources", at):
             yield from _model(Level(Kind.SOURCE, source_path, source), own_base)
+
+
+def _tokenizer(tokenizer: RawMapping, path: KeyPath) -> Iterator[Level]:
+    yield Level(Kind.TOKENIZER, path, tokenizer)
+    yield from _reference(tokenizer, "source", path)
+    tokens = tokenizer.get("tokens")
+    for text, token in tokens.items() if isinstance(tokens, Mapping) else ():
+        if isinstance(token, Mapping):
+            yield Level(Kind.TOKEN, (*path, "tokens", text), token)
+            yield from _token_source(token, (*path, "tokens", text))
+
+
+def _token_source(token: RawMapping, path: KeyPath) -> Iterator[Level]:
+    source: Any = token.get("source")
+    kind = source.get("kind") if isinstance(source, Mapping) else None
+    if kind == "zero":
+        yield Level(Kind.ZERO_TOKEN, (*path, "source"), source)
+    elif kind == "model_token":
+        yield Level(Kind.MODEL_TOKEN, (*path, "source"), source)
+        yield from _reference(source, "model", (*path, "source"))
+    else:
+        yield from _reference(token, "source", path)
 
 
 def _model(level: Level, base: object) -> Iterator[Level]:

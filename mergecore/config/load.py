@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
@@ -13,22 +13,59 @@ from mergecore import methods
 from mergecore.checkpoint.model_reference import ModelReference
 from mergecore.config import not_yet, positions, schema_errors, unknown_keys, value_types
 from mergecore.config.levels import RawMapping, walk
-from mergecore.config.origin import Finding, KeyPath, Origin
+from mergecore.config.origin import Finding, KeyPath, Origin, dotted
 from mergecore.config.schema import Config
-from mergecore.errors import ConfigError
+from mergecore.config.setting import shown
+from mergecore.errors import ConfigError, Problem
 from mergecore.methods import Method
 
 MOST_BYTES = 16_000_000
 """No config is larger; a model that is named in its place is."""
 
 
-def load(source: str | Path | Mapping[str, Any], *, strict: bool = False) -> Config:
-    """The config in a YAML file, or in a mapping that is in memory already. Text is always a path.
+Source: TypeAlias = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""A YAML file, of which text is always the path; or what it would say, as a mapping, or as one per document."""
+
+
+def load(source: Source, *, strict: bool = False) -> Config:
+    """The one config in `source`.
 
     What has no effect, such as a key that mergekit ignores, is listed in `Config.warnings`; if `strict`, it is an
     error. Raises ConfigError with all problems and their lines.
     """
-    origin = _in_memory(source) if isinstance(source, Mapping) else positions.read(*_read(Path(source)))
+    config, *others = load_documents(source, strict=strict)
+    if others:
+        what = "a second document begins here: this is a config of several stages, expected a single merge"
+        raise ConfigError.at(others[0].where(), what)
+    return config
+
+
+def load_documents(source: Source, *, strict: bool = False) -> tuple[Config, ...]:
+    """The configs in `source`, one per document and at least one, in their order. Otherwise like `load`."""
+    origins = _origins(source)
+    configs: list[Config] = []
+    problems: list[Problem] = []
+    for origin in origins:
+        try:
+            configs.append(_load(origin, strict=strict, alone=len(origins) == 1))
+        except ConfigError as error:
+            problems += error.problems
+    ConfigError.raise_if_any(problems)
+    return tuple(configs)
+
+
+def _origins(source: Source) -> tuple[Origin, ...]:
+    if isinstance(source, str | Path):
+        return positions.read(*_read(Path(source)))
+    if isinstance(source, Mapping):
+        return (_in_memory(source, "config"),)
+    if not source:
+        raise ConfigError.at("config", "there is no config in an empty list")
+    return tuple(_in_memory(mapping, f"config[{i}]") for i, mapping in enumerate(source))
+
+
+def _load(origin: Origin, *, strict: bool, alone: bool) -> Config:
+    """The config of one document; `alone` says that there is no other."""
     not_yet.refuse_assembly(origin)
     method = _method(origin.raw)
     levels = list(walk(origin.raw))
@@ -36,9 +73,11 @@ def load(source: str | Path | Mapping[str, Any], *, strict: bool = False) -> Con
     config, wrong = _validate(origin.raw)
     meant: set[KeyPath] = {(*u.path[:-1], u.meant) for u in unknown if u.meant}
     errors = [*(u for u in unknown if u.meant), *(f for f in wrong if f.path not in meant), *not_yet.find(origin.raw)]
-    errors += _parts(origin.raw, meant)
+    errors += [*_parts(origin.raw, meant), *_tokenizers(origin.raw)]
     errors += value_types.find(levels, method) if method else ()
     warnings = [*(u for u in unknown if not u.meant), *_repeated(origin)]
+    if alone and "name" in origin.raw:
+        warnings.append(Finding(("name",), "`name` is for configs of several documents and has no effect here"))
     ConfigError.raise_if_any(origin.problems([*errors, *warnings] if strict else errors))
     assert config is not None
     return config.with_origin(origin.with_warnings(warnings))
@@ -59,12 +98,31 @@ def _validate(raw: RawMapping) -> tuple[Config | None, list[Finding]]:
 
 
 def _parts(raw: RawMapping, meant: set[KeyPath]) -> Iterator[Finding]:
-    """Exactly one of `models` and `slices` has entries."""
-    given = [key for key in ("models", "slices", "modules") if not_yet.is_set(raw, key) or (key,) in meant]
+    """Exactly one of `models`, `slices` and `modules` has entries; in a module, one of the first two."""
+    yield from _one_has_entries(raw, ("models", "slices", "modules"), (), meant)
+    modules = raw.get("modules")
+    for name, module in modules.items() if isinstance(modules, Mapping) else ():
+        if isinstance(module, Mapping):
+            yield from _one_has_entries(module, ("models", "slices"), ("modules", name), meant)
+
+
+def _one_has_entries(raw: RawMapping, keys: Sequence[str], path: KeyPath, meant: set[KeyPath]) -> Iterator[Finding]:
+    given = [key for key in keys if not_yet.is_set(raw, key) or (*path, key) in meant]
     if not given:
-        yield Finding((), "there is nothing to merge: neither `models` nor `slices` has entries")
+        inside = f" in {dotted(path)}" if path else ""
+        last = keys[-1]
+        names = ", ".join(f"`{key}`" for key in keys[:-1])
+        yield Finding(path, f"there is nothing to merge{inside}: neither {names} nor `{last}` has entries")
     if len(given) > 1:
-        yield Finding((given[1],), f"`{given[0]}` and `{given[1]}` both have entries, and only one of them can")
+        what = f"`{given[0]}` and `{given[1]}` both have entries, and only one of them can"
+        yield Finding((*path, given[1]), what)
+
+
+def _tokenizers(raw: RawMapping) -> Iterator[Finding]:
+    """At most one of the two forms in which a tokenizer is asked for."""
+    if not_yet.is_set(raw, "tokenizer") and not_yet.is_set(raw, "tokenizer_source"):
+        hint = "leave out `tokenizer_source`, the older form of `source` in `tokenizer`"
+        yield Finding(("tokenizer_source",), "`tokenizer` and `tokenizer_source` are both given", hint)
 
 
 def _repeated(origin: Origin) -> Iterator[Finding]:
@@ -102,9 +160,11 @@ def _similar_file(path: Path) -> str:
     return f"did you mean `{path.with_name(close[0])}`?" if close else ""
 
 
-def _in_memory(mapping: Mapping[str, Any]) -> Origin:
+def _in_memory(mapping: Mapping[str, Any], label: str) -> Origin:
+    if not isinstance(mapping, Mapping):
+        raise ConfigError.at(label, f"expected a mapping with `merge_method`, found {shown(mapping)}")
     budget = iter(range(positions.MOST_VALUES))
-    return Origin(raw=_copy(mapping, budget, 0))
+    return Origin(raw=_copy(mapping, budget, 0), label=label)
 
 
 def _copy(value: Any, budget: Iterator[int], depth: int) -> Any:

@@ -13,16 +13,10 @@ from mergecore.errors import ConfigError
 
 TOKENIZER = "building a tokenizer is not supported yet"
 KEYS = {
-    "modules": "merging the modules of a model one by one is not supported yet",
     "tokenizer": TOKENIZER,
     "tokenizer_source": TOKENIZER,
     "chat_template": "setting a chat template is not supported yet",
 }
-METHODS = (
-    "arcee_fusion", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "karcher", "model_stock",
-    "multislerp", "nearswap", "nuslerp", "ram", "ramplus_tl", "sce",
-)  # fmt: skip
-"""mergekit's methods. Those that exist here by now are found before anyone looks at this list."""
 
 
 def refuse_assembly(origin: Origin) -> None:
@@ -33,7 +27,7 @@ def refuse_assembly(origin: Origin) -> None:
 
 
 def find(raw: RawMapping) -> Iterator[Finding]:
-    """The keys and the merge method that are known, but not here."""
+    """The keys that are known, but not here; and a merge method that is not known."""
     for key, what in KEYS.items():
         if is_set(raw, key):
             hint = "without it a tokenizer is copied as it is" if what == TOKENIZER else ""
@@ -41,18 +35,11 @@ def find(raw: RawMapping) -> Iterator[Finding]:
     name = raw.get("merge_method")
     if not isinstance(name, str) or name in methods.names():
         return
-    if name in METHODS:
-        yield Finding(("merge_method",), f"the merge method `{name}` is not supported yet", _all_methods())
-    else:
-        meant = closest(name, methods.names())
-        hint = f"did you mean `{meant}`?" if meant else _all_methods()
-        yield Finding(("merge_method",), f"`{name}` is not a merge method", hint)
+    meant = closest(name, methods.names())
+    hint = f"did you mean `{meant}`?" if meant else f"the methods are: {', '.join(methods.names())}"
+    yield Finding(("merge_method",), f"`{name}` is not a merge method", hint)
 
 
 def is_set(raw: RawMapping, key: str) -> bool:
     """Whether mergekit takes `key` for given. An empty `tokenizer` asks for the default one; all else must say more."""
     return raw.get(key) is not None if key.startswith("tokenizer") else bool(raw.get(key))
-
-
-def _all_methods() -> str:
-    return f"the methods are: {', '.join(methods.names())}"

@@ -34,6 +34,10 @@ class Origin:
     """What the YAML says, before any of it was checked."""
     lines: Mapping[KeyPath, int] = field(default_factory=dict, compare=False)
     """From key path to line, counted from 1."""
+    first_line: int = field(default=0, compare=False)
+    """Where the document begins, if the file has several; else 0."""
+    label: str = field(default="config", compare=False)
+    """Names a mapping in memory."""
     repeated: tuple[tuple[KeyPath, int], ...] = field(default=(), compare=False)
     """Keys that occur again in the same mapping, each with the line of the one that is not used."""
     warnings: tuple[Problem, ...] = field(default=(), compare=False)
@@ -45,13 +49,14 @@ class Origin:
     def where(self, *key_path: str | int) -> str:
         """`file.yml:LINE` of a key, or of the nearest one around it; for a mapping in memory the key path."""
         if self.path is None:
-            return f"config: {dotted(key_path)}" if key_path else "config"
+            return f"{self.label}: {dotted(key_path)}" if key_path else self.label
         line = self.line(key_path)
         return f"{self.path}:{line}" if line else str(self.path)
 
     def line(self, key_path: KeyPath) -> int:
         """The line of the nearest known key around `key_path`; 0 if there is none."""
-        return next((self.lines[key_path[:n]] for n in range(len(key_path), 0, -1) if key_path[:n] in self.lines), 0)
+        around = (key_path[:n] for n in range(len(key_path), 0, -1))
+        return next((self.lines[path] for path in around if path in self.lines), self.first_line)
 
     def problems(self, findings: Iterable[Finding]) -> tuple[Problem, ...]:
         """The findings with their places, in the order of the lines, none of them twice."""

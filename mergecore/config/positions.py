@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ DEEPEST = 50
 MERGE_TAG = "tag:yaml.org,2002:merge"
 MAPPING_TAG = "tag:yaml.org,2002:map"
 LIST_TAG = "tag:yaml.org,2002:seq"
+NULL_TAG = "tag:yaml.org,2002:null"
 
 
-def read(text: str, path: Path) -> Origin:
-    """Parse the text of `path`. Raises ConfigError, with the line, for anything but one mapping in valid YAML."""
-    document = _Document(path)
+def read(text: str, path: Path) -> tuple[Origin, ...]:
+    """Parse the documents in the text of `path`, one or more. Those that are empty are left out.
+
+    Raises ConfigError, with the line, for anything but mappings in valid YAML.
+    """
+    reader = _Reader(path, text)
     try:
-        root = _only_document(text, path)
-        data = None if root is None else document.build(root, ())
+        origins = tuple(reader.read(root) for root in yaml.compose_all(text, yaml.SafeLoader) if not _is_empty(root))
     except yaml.MarkedYAMLError as error:
         raise _syntax_error(error, path) from None
     except yaml.reader.ReaderError as error:
@@ -33,25 +37,14 @@ def read(text: str, path: Path) -> Origin:
         raise ConfigError.at(f"{path}:{line}", what) from None
     except RecursionError:
         raise ConfigError.at(path, "nested too deeply") from None
-    if data is None:
+    if not origins:
         raise ConfigError.at(path, "the file is empty: expected a mapping with `merge_method`")
-    if not isinstance(data, dict):
-        found = "a list" if isinstance(data, list) else shown(data)
-        raise ConfigError.at(f"{path}:1", f"expected a mapping with `merge_method`, found {found}")
-    return Origin(path, text, data, document.lines, tuple(document.repeated))
+    return origins if len(origins) > 1 else (replace(origins[0], first_line=0),)
 
 
-def _only_document(text: str, path: Path) -> yaml.Node | None:
-    documents = yaml.compose_all(text, yaml.SafeLoader)
-    first = next(documents, None)
-    second = next(documents, None)
-    if second is not None:
-        raise ConfigError.at(
-            f"{path}:{_line(second)}",
-            "a second YAML document begins here, but multi-stage configs are not supported yet",
-            "put each document into a file of its own and merge one after the other",
-        )
-    return first
+def _is_empty(root: yaml.Node) -> bool:
+    """What `---` with nothing after it gives."""
+    return isinstance(root, yaml.ScalarNode) and root.tag == NULL_TAG
 
 
 def _syntax_error(error: yaml.MarkedYAMLError, path: Path) -> Exception:
@@ -63,17 +56,34 @@ def _syntax_error(error: yaml.MarkedYAMLError, path: Path) -> Exception:
     return ConfigError.at(f"{path}:{mark.line + 1}" if mark else path, what, hint)
 
 
-class _Document:
+class _Reader:
     """Turns nodes into plain values and notes the line of each key."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.lines: dict[KeyPath, int] = {}
-        self.repeated: list[tuple[KeyPath, int]] = []
+    def __init__(self, path: Path, text: str) -> None:
+        self._path = path
+        self._text = text
+        self._lines: dict[KeyPath, int] = {}
+        self._repeated: list[tuple[KeyPath, int]] = []
         self._count = 0
         self._scalars = yaml.constructor.SafeConstructor()
 
-    def build(self, node: yaml.Node, key_path: KeyPath) -> Any:
+    def read(self, root: yaml.Node) -> Origin:
+        """One document."""
+        self._lines, self._repeated = {}, []
+        data = self._build(root, ())
+        if not isinstance(data, dict):
+            found = "a list" if isinstance(data, list) else shown(data)
+            raise self._error(root, f"expected a mapping with `merge_method`, found {found}")
+        return Origin(
+            self._path,
+            text=self._text,
+            raw=data,
+            lines=self._lines,
+            first_line=_line(root),
+            repeated=tuple(self._repeated),
+        )
+
+    def _build(self, node: yaml.Node, key_path: KeyPath) -> Any:
         self._count += 1
         if self._count > MOST_VALUES:
             raise self._error(node, f"the aliases of this file stand for more than {MOST_VALUES:,} values")
@@ -88,8 +98,8 @@ class _Document:
         return self._scalar(node)
 
     def _item(self, node: yaml.Node, key_path: KeyPath) -> Any:
-        self.lines[key_path] = _line(node)
-        return self.build(node, key_path)
+        self._lines[key_path] = _line(node)
+        return self._build(node, key_path)
 
     def _mapping(self, node: yaml.MappingNode, key_path: KeyPath) -> dict[Any, Any]:
         """Of a key that occurs twice the last value counts, and any key counts more than what `<<` merges in."""
@@ -103,9 +113,9 @@ class _Document:
                 continue
             key = self._key(key_node)
             if key in own:
-                self.repeated.append(((*key_path, key), own[key]))
-            own[key] = self.lines[(*key_path, key)] = _line(key_node)
-            built[key] = self.build(value_node, (*key_path, key))
+                self._repeated.append(((*key_path, key), own[key]))
+            own[key] = self._lines[(*key_path, key)] = _line(key_node)
+            built[key] = self._build(value_node, (*key_path, key))
         return built
 
     def _merged(self, node: yaml.Node, key_path: KeyPath) -> dict[Any, Any]:
@@ -114,7 +124,7 @@ class _Document:
         for source in reversed(node.value) if isinstance(node, yaml.SequenceNode) else [node]:
             if not isinstance(source, yaml.MappingNode):
                 raise self._error(source, "`<<` merges mappings, and this is none")
-            built.update(self.build(source, key_path))
+            built.update(self._build(source, key_path))
         return built
 
     def _key(self, node: yaml.Node) -> Any:
@@ -133,7 +143,7 @@ class _Document:
             raise self._error(node, f"{shown(node.value)} is not a valid `{tag}`") from None
 
     def _error(self, node: yaml.Node, what: str) -> Exception:
-        return ConfigError.at(f"{self.path}:{_line(node)}", what)
+        return ConfigError.at(f"{self._path}:{_line(node)}", what)
 
 
 def _line(node: yaml.Node) -> int:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainValidator, PrivateAttr, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, PlainValidator, PrivateAttr, TypeAdapter, ValidationError
 
 from mergecore.checkpoint.model_reference import ModelReference
 from mergecore.config import setting
 from mergecore.config.origin import Origin
+from mergecore.config.part import Part, Reference
 from mergecore.config.setting import Setting, shown
+from mergecore.config.tokenizer import ChatTemplate, Tokenizer, VocabularySource
 from mergecore.errors import Problem
 
 DtypeName: TypeAlias = Literal["bfloat16", "float16", "float32", "float64"]
 DTYPES: tuple[str, ...] = get_args(DtypeName)
 TWO_NUMBERS = TypeAdapter(tuple[int, int])
+FORBIDDEN_IN_NAMES = re.compile(r"[\\\x00-\x1f]")
 NICKNAMES = {
     "bf16": "bfloat16", "half": "float16", "float": "float32", "double": "float64",
     "fp16": "float16", "f16": "float16", "fp32": "float32", "f32": "float32", "fp64": "float64", "f64": "float64",
 }  # fmt: skip
-
-
-def _reference(value: object) -> ModelReference:
-    return ModelReference.parse(value)
 
 
 def _dtype(value: object) -> str:
@@ -37,7 +37,7 @@ def _dtype(value: object) -> str:
     if name in DTYPES:
         return name
     if name.startswith(("int", "uint", "bool")):
-        raise ValueError(f"`{value}` is not a dtype for a merge, which is in floating point", _dtype_hint(""))
+        raise ValueError(f"`{value}` would cut every weight to a whole number", _dtype_hint(""))
     raise ValueError(f"`{value}` is not a dtype for a merge", _dtype_hint(name.lower()))
 
 
@@ -58,8 +58,19 @@ def _layer_range(value: object) -> tuple[int, int]:
     return start, end
 
 
+def _stage_name(value: object) -> str | None:
+    """It becomes the name of a folder inside another one."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, found {shown(value)}", "put it in quotes")
+    if FORBIDDEN_IN_NAMES.search(value) or any(part.strip() in ("", ".", "..") for part in value.split("/")):
+        raise ValueError(f"{shown(value)} can't be the name of a folder", "take letters, digits, `-`, `_` and `.`")
+    return value
+
+
 T = TypeVar("T")
-Reference: TypeAlias = Annotated[ModelReference, PlainValidator(_reference)]
+StageName: TypeAlias = Annotated[str, PlainValidator(_stage_name)]
 Dtype: TypeAlias = Annotated[DtypeName, PlainValidator(_dtype)]
 LayerRange: TypeAlias = Annotated[tuple[int, int], PlainValidator(_layer_range)]
 Settings: TypeAlias = Annotated[
@@ -70,13 +81,7 @@ Entries: TypeAlias = Annotated[tuple[T, ...], BeforeValidator(lambda value: () i
 """A list that may be left empty or out."""
 
 
-class _Part(BaseModel):
-    """Keys that are not fields are no business of the schema: `unknown_keys` tells what is wrong with them."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
-
-
-class ModelEntry(_Part):
+class ModelEntry(Part):
     """An entry of `models`."""
 
     model: Reference
@@ -85,7 +90,7 @@ class ModelEntry(_Part):
     """Settings for this model alone."""
 
 
-class SliceSource(_Part):
+class SliceSource(Part):
     """An entry of `sources`: some layers of one model."""
 
     model: Reference
@@ -96,7 +101,7 @@ class SliceSource(_Part):
     """Settings for this model alone, in this slice."""
 
 
-class OutputSlice(_Part):
+class OutputSlice(Part):
     """An entry of `slices`: consecutive layers of the output."""
 
     sources: tuple[SliceSource, ...]
@@ -107,15 +112,34 @@ class OutputSlice(_Part):
     """Settings for all tensors of this slice."""
 
 
-class Config(_Part):
-    """A merge as it was asked for. Either `models` or `slices` has entries."""
+class ModuleBlock(Part):
+    """An entry of `modules`: how one part of the models is merged. Either `models` or `slices` has entries."""
 
+    models: Entries[ModelEntry] = ()
+    """The models, if all layers of the module are merged."""
+    slices: Entries[OutputSlice] = ()
+    """The slices of the module from first to last, if layers are chosen."""
+    parameters: Settings = {}
+    """Settings for all tensors of the module."""
+
+
+Modules: TypeAlias = Annotated[dict[str, ModuleBlock], BeforeValidator(lambda value: {} if value is None else value)]
+"""A mapping that may be left empty or out."""
+
+
+class Config(Part):
+    """A merge as it was asked for. Either `models` or `slices` or `modules` has entries."""
+
+    name: StageName | None = None
+    """What the other documents of the file call this merge's output."""
     merge_method: str
     """The name of a known method."""
     models: Entries[ModelEntry] = ()
     """The models, if all their layers are merged."""
     slices: Entries[OutputSlice] = ()
     """The slices of the output from first to last, if layers are chosen."""
+    modules: Modules = {}
+    """How each module is merged, if that differs; what isn't among them is not written."""
     base_model: Reference | None = None
     """The model that the others were made from."""
     parameters: Settings = {}
@@ -124,6 +148,12 @@ class Config(_Part):
     """The type that the inputs have after loading; None: the one they are stored in."""
     out_dtype: Dtype | None = None
     """The type of the tensors that are written; None: `dtype`, or else the one that the inputs have in common."""
+    tokenizer_source: VocabularySource | None = None
+    """The older form of `tokenizer`, with a source and nothing else."""
+    tokenizer: Tokenizer | None = None
+    """How the vocabularies become one; None: the tokenizer of the base, or else of the first model, is copied."""
+    chat_template: ChatTemplate = None
+    """The name of a template, or the template itself; None: the tokenizer keeps its own."""
 
     _origin: Origin = PrivateAttr(default_factory=Origin)
 
@@ -172,11 +202,11 @@ class Config(_Part):
 def _plain(value: Any) -> Any:
     if isinstance(value, ModelReference):
         return value.as_yaml()
-    if isinstance(value, _Part):
+    if isinstance(value, Part):
         fields = ((name, getattr(value, name)) for name in type(value).model_fields)
         return {name: _plain(field) for name, field in fields if field not in (None, (), {}) or name == "sources"}
     if isinstance(value, dict):
-        return {name: setting.as_yaml(one) for name, one in value.items()}
+        return {name: _plain(one) if isinstance(one, Part) else setting.as_yaml(one) for name, one in value.items()}
     if isinstance(value, tuple):
         return [_plain(entry) for entry in value]
     return value

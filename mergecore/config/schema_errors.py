@@ -16,6 +16,8 @@ EXPECTED = {
     "dict_type": "a mapping",
     "tuple_type": "a list",
     "string_type": "text",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
 }
 
 
@@ -39,7 +41,8 @@ def _finding(details: ErrorDetails) -> Finding:
     found = details["input"]
     expected = EXPECTED.get(details["type"])
     if "[key]" in details["loc"]:
-        return Finding(path, f"{shown(found)} can't be the name of a parameter, which is text", "put it in quotes")
+        thing = "a token" if path[-2:-1] == ("tokens",) else "the name of a parameter"
+        return Finding(path, f"{shown(found)} can't be {thing}, which is text", "put it in quotes")
     if expected is None:
         return Finding(path, f"{name}: {details['msg']}, found {shown(found)}")
     return Finding(path, f"{name}: expected {expected}, found {shown(found)}", _hint(path, found))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -133,6 +133,8 @@ def _adapter(value_type: type) -> TypeAdapter[Any]:
 
 
 def _kind(value_type: type) -> str:
+    if get_origin(value_type) is Literal:
+        return " or ".join(f"`{choice}`" for choice in get_args(value_type))
     kinds = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
     return kinds.get(value_type, f"a value of type {getattr(value_type, '__name__', value_type)}")
 

@@ -8,21 +8,26 @@ from dataclasses import dataclass
 
 from mergecore import methods
 from mergecore.config.levels import Kind, Level
-from mergecore.config.origin import Finding
+from mergecore.config.origin import Finding, KeyPath
 from mergecore.config.setting import shown
 from mergecore.methods import Method, Scope
 
 KNOWN = {
     Kind.CONFIG: (
         "merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype",
-        "tokenizer", "tokenizer_source", "chat_template", "experts",
+        "tokenizer", "tokenizer_source", "chat_template", "experts", "name",
     ),
     Kind.MODEL: ("model", "parameters"),
+    Kind.MODULE: ("models", "slices", "parameters"),
     Kind.SLICE: ("sources", "base_model", "parameters"),
     Kind.SOURCE: ("model", "layer_range", "parameters"),
     Kind.REFERENCE: ("model", "lora", "override_architecture"),
     Kind.REFERENCE_PART: ("path", "revision"),
     Kind.CONDITIONAL: ("filter", "value"),
+    Kind.TOKENIZER: ("source", "tokens", "pad_to_multiple_of"),
+    Kind.TOKEN: ("source", "force"),
+    Kind.MODEL_TOKEN: ("kind", "model", "token", "token_id"),
+    Kind.ZERO_TOKEN: ("kind",),
 }  # fmt: skip
 """The keys of each kind of mapping. Those of `parameters` are the method's parameters."""
 
@@ -79,12 +84,7 @@ def _parameters(level: Level, method: Method) -> Iterator[Unknown]:
     for name in level.mapping:
         path, what = (*level.path, name), f"`{name}` is not a parameter of `{method.name}`"
         if name in scopes:
-            if scopes[name] is Scope.SHARED and level.kind is not Kind.PARAMETERS:
-                yield Unknown(
-                    path,
-                    f"`{name}` has one value for all models, so it has no effect under one of them",
-                    "move it into `parameters` at the top level or of a slice",
-                )
+            yield from _misplaced(level.kind, path, scopes[name])
             continue
         owners = [other for other in methods.names() if name in (p.name for p in methods.get(other).parameters)]
         meant = None if owners else closest(name, scopes, level.mapping)
@@ -93,6 +93,20 @@ def _parameters(level: Level, method: Method) -> Iterator[Unknown]:
         else:
             hint = f"it is one of {', '.join(owners)}" if owners else _names(scopes)
             yield Unknown(path, f"{what} and has no effect", hint)
+
+
+def _misplaced(kind: Kind, path: KeyPath, scope: Scope) -> Iterator[Unknown]:
+    """A parameter that is not looked up where it is written."""
+    if scope is Scope.SHARED and kind is not Kind.PARAMETERS:
+        yield Unknown(
+            path,
+            f"`{path[-1]}` has one value for all models, so it has no effect under one of them",
+            "move it into `parameters` at the top level or of a slice",
+        )
+    elif scope is Scope.TASK and kind is Kind.BASE_PARAMETERS:
+        yield Unknown(
+            path, f"`{path[-1]}` belongs to the models other than the base, so it has no effect under the base"
+        )
 
 
 def _names(parameters: Collection[str]) -> str:

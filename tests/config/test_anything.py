@@ -10,7 +10,8 @@ from mergecore.errors import ConfigError
 KEYS = (
     "merge_method", "models", "slices", "modules", "base_model", "parameters", "dtype", "out_dtype", "tokenizer",
     "experts", "model", "sources", "layer_range", "weight", "density", "normalize", "t", "value", "filter", "path",
-    "revision", "lora", "override_architecture", "dtyp", "wieght", "foo",
+    "revision", "lora", "override_architecture", "dtyp", "wieght", "foo", "name", "tokenizer_source", "chat_template",
+    "source", "tokens", "pad_to_multiple_of", "force", "kind", "token", "token_id",
 )  # fmt: skip
 scalars = st.one_of(
     st.none(),

@@ -30,11 +30,11 @@ DTYPES = "bfloat16, float16, float32, float64"
         ),
         (
             "merge_method: linear\n",
-            "merge.yml: there is nothing to merge: neither `models` nor `slices` has entries",
+            "merge.yml: there is nothing to merge: neither `models`, `slices` nor `modules` has entries",
         ),
         (
             "merge_method: linear\nmodels: []\n",
-            "merge.yml: there is nothing to merge: neither `models` nor `slices` has entries",
+            "merge.yml: there is nothing to merge: neither `models`, `slices` nor `modules` has entries",
         ),
         (
             LINEAR + "slices:\n  - sources: []\n",
@@ -91,8 +91,7 @@ DTYPES = "bfloat16, float16, float32, float64"
         ),
         (
             LINEAR + "dtype: int64\n",
-            f"merge.yml:6: dtype: `int64` is not a dtype for a merge, which is in floating point "
-            f"(hint: the dtypes are: {DTYPES})",
+            f"merge.yml:6: dtype: `int64` would cut every weight to a whole number (hint: the dtypes are: {DTYPES})",
         ),
         (
             LINEAR + "dtype: 16\n",
@@ -145,7 +144,7 @@ DTYPES = "bfloat16, float16, float32, float64"
         ),
         (
             "merge_method: linear\nmodules:\n  default: {}\n",
-            "merge.yml:2: `modules`: merging the modules of a model one by one is not supported yet",
+            "merge.yml:3: there is nothing to merge in modules.default: neither `models` nor `slices` has entries",
         ),
         (
             "base_model: a\nexperts:\n- source_model: b\n",
@@ -166,12 +165,6 @@ def test_unknown_method(complaints):
     (line,) = complaints("models: [{model: a}]\nmerge_method: frobnicate\n")
     assert line.startswith("merge.yml:2: `frobnicate` is not a merge method (hint: the methods are: ")
     assert "linear" in line
-
-
-def test_method_of_mergekit_that_is_not_there_yet(complaints, monkeypatch):
-    monkeypatch.setattr("mergecore.config.not_yet.METHODS", ("one_day",))
-    (line,) = complaints("merge_method: one_day\nmodels: [{model: a}]\n")
-    assert line.startswith("merge.yml:1: the merge method `one_day` is not supported yet (hint: the methods are: ")
 
 
 def test_all_problems_are_told_at_once_in_the_order_of_the_lines(complaints):

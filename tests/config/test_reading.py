@@ -44,10 +44,10 @@ models:
         ),
         (LINEAR + "dtype: *nowhere\n", "merge.yml:6: broken YAML: found undefined alias 'nowhere'"),
         (
-            LINEAR + "---\nmerge_method: ties\n",
-            "merge.yml:7: a second YAML document begins here, but multi-stage configs are not supported yet "
-            "(hint: put each document into a file of its own and merge one after the other)",
+            LINEAR + "---\nmerge_method: passthrough\nmodels: [{model: a}]\n",
+            "merge.yml:7: a second document begins here: this is a config of several stages, expected a single merge",
         ),
+        (LINEAR + "---\n- a\n", "merge.yml:7: expected a mapping with `merge_method`, found a list"),
         (LINEAR + "dtype: float\x0732\n", "merge.yml:6: the character '\\x07' is not allowed in YAML"),
         (LINEAR + "x: !!int abc\n", "merge.yml:6: 'abc' is not a valid `!!int`"),
         (LINEAR + "x: 2024-13-45\n", "merge.yml:6: '2024-13-45' is not a valid `!!timestamp`"),

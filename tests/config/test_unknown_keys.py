@@ -88,7 +88,8 @@ def test_misspelt(complaints, text, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (TIES + "name: mine\n", "merge.yml:6: `name` is not a key of a merge config and has no effect"),
+        (TIES + "name: mine\n", "merge.yml:6: `name` is for configs of several documents and has no effect here"),
+        (TIES + "notes: mine\n", "merge.yml:6: `notes` is not a key of a merge config and has no effect"),
         (TIES + "1: mine\n", "merge.yml:6: `1` is not a key of a merge config and has no effect"),
         (TIES + "on: mine\n", "merge.yml:6: `true` is not a key of a merge config and has no effect"),
         (
@@ -131,13 +132,17 @@ def test_misspelt(complaints, text, message):
             "(hint: move it into `parameters` at the top level or of a slice)",
         ),
         (
+            TIES + "  - model: b\n    parameters:\n      weight: 1\n",
+            "merge.yml:8: `weight` belongs to the models other than the base, so it has no effect under the base",
+        ),
+        (
             TIES + "dtype: float16\ndtype: float32\n",
             "merge.yml:7: `dtype` is given twice, and what line 6 says has no effect",
         ),
         (
             TIES.replace("weight: 1", "weight: 1, weights: 2"),
             "merge.yml:5: `weights` is not a parameter of `ties` and has no effect "
-            "(hint: its parameters are: weight, normalize, lambda, int8_mask, density, rescale)",
+            "(hint: its parameters are: weight, normalize, lambda, int8_mask, density, rescale, trim)",
         ),
         (
             TIES + "_models: [x]\n",
@@ -175,8 +180,8 @@ def test_parameters_are_not_judged_without_a_method(complaints):
 
 
 def test_strict_reports_errors_and_warnings_together(complaints):
-    assert [line.split(" is ")[0] for line in complaints("name: x\n" + TIES + "dtyp: x\n", strict=True)] == [
-        "merge.yml:1: `name`",
+    assert [line.split(" is ")[0] for line in complaints("notes: x\n" + TIES + "dtyp: x\n", strict=True)] == [
+        "merge.yml:1: `notes`",
         "merge.yml:7: `dtyp`",
     ]
 
