@@ -9,16 +9,37 @@ from mergecore.plan.plan import Plan
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 """New and old name of the element type in config.json."""
+_TIED_KEY = "tie_word_embeddings"
 
 
 def config_json(plan: Plan) -> dict[str, Any]:
-    """The donor's config with the output's layer count, element type and tying of the head."""
+    """The donor's config with the output's layers, element type and tying of the head. Empty if the donor has none."""
+    if not plan.donor_config:
+        return {}
     config = copy.deepcopy(plan.donor_config)
-    key, count = plan.layer_count
-    config[key] = count
-    for name in [name for name in _DTYPE_KEYS if name in config] or ["torch_dtype"]:
+    for layers in plan.layers:
+        for key, value in layers.settings.items():
+            _set(config, key, value)
+    said = [name for name in _DTYPE_KEYS if name in config]
+    for name in said or ([] if "_class_name" in config else ["torch_dtype"]):  # diffusers knows no such key
         config[name] = plan.dtype.torch_name
-    if plan.has_head and config.get("tie_word_embeddings"):
-        config["tie_word_embeddings"] = False  # or loaders would ignore the head that was merged
+    if plan.has_head is not None:
+        _set_tied(config, tied=not plan.has_head)
     config.pop("_name_or_path", None)
     return config
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    """`text_config.n_layer` is inside of `text_config`."""
+    *sections, name = key.split(".")
+    for section in sections:
+        config = config.setdefault(section, {})
+    config[name] = value
+
+
+def _set_tied(config: dict[str, Any], *, tied: bool) -> None:
+    """Say what is written, wherever it is said: a loader that believes the head is tied ignores one that was merged."""
+    nested = (value for value in config.values() if isinstance(value, dict) and "vocab_size" in value)
+    said = [section for section in (config, *nested) if _TIED_KEY in section]
+    for section in said or ([] if tied else [config]):
+        section[_TIED_KEY] = tied

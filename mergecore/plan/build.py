@@ -7,77 +7,120 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from mergecore import methods
-from mergecore.checkpoint.architecture import Architecture, recognize
-from mergecore.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from mergecore.checkpoint.adapter import with_adapter
+from mergecore.checkpoint.architecture import Architecture
+from mergecore.checkpoint.checkpoint import Checkpoint, local_folder, open_checkpoint
 from mergecore.checkpoint.dtypes import Dtype
-from mergecore.checkpoint.model_reference import ModelReference, locate
+from mergecore.checkpoint.inference import infer, is_inferred
+from mergecore.checkpoint.location import OnDownload, locate, locate_adapter
+from mergecore.checkpoint.model_reference import ModelReference
+from mergecore.checkpoint.recognition import ALL, RAW, TENSORS, is_raw, raw, recognize
+from mergecore.checkpoint.weight_files import written_stem
 from mergecore.config.schema import Config
 from mergecore.errors import MergeError, PlanError, Problem
+from mergecore.methods import Method
+from mergecore.plan.layers import layers_of_output
 from mergecore.plan.plan import Model, OutputTensor, Plan
+from mergecore.plan.quantized import quantization_problems
 from mergecore.plan.shards import assign_shards
-from mergecore.plan.slices import referenced, slice_problems, slices_of
+from mergecore.plan.slices import Stack, referenced, stack_problems, stacks_of
 from mergecore.plan.tensors import TensorPlanner
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
+NO_STAGES: Mapping[str, Checkpoint] = MappingProxyType({})
 _MOST_PROBLEMS = 20
 _SEED_BITS = 32
 
 
 def build(
-    config: Config, *, seed: int | None = None, shard_bytes: int = DEFAULT_SHARD_BYTES, allow_crimes: bool = False
+    config: Config,
+    *,
+    seed: int | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+    allow_crimes: bool = False,
+    tensors: str = ALL,
+    stages: Mapping[str, Checkpoint] = NO_STAGES,
+    on_download: OnDownload = lambda download: None,
 ) -> Plan:
     """The plan of the merge that `config` describes.
 
     `seed` is for the methods with random numbers; None draws one. `allow_crimes` lets models of different
-    architectures be merged, by the definition of the first. Raises MergeError with all problems there are.
+    architectures be merged, by the definition of the first. `tensors` (all, common, any) says which tensors are merged
+    of models that have no architecture. `stages` are models that will have been written when this
+    merge begins, by the names that the config has for them. `on_download` is told of what planning itself downloads.
+    Raises MergeError with all problems there are.
     """
     method = methods.get(config.merge_method, config.where("merge_method"))
-    models = _open(config)
+    models = _open(config, stages, on_download)
     names = [str(reference) for reference in models]
+    PlanError.raise_if_any(quantization_problems(zip(names, models.values(), strict=True)))
     donor = _donor(config, models)
-    architecture = _architecture(config, list(models.values()), names, donor, allow_crimes)
-    slices = slices_of(config, architecture, models)
-    layer_counts = [architecture.layers_of(model) for model in models.values()]
-    PlanError.raise_if_any(problem for s in slices for problem in slice_problems(method, s, names, layer_counts))
+    architecture = _architecture(config, list(models.values()), names, donor, allow_crimes, tensors)
+    if architecture.name != RAW:
+        architecture = architecture.fitted(list(models.values()))
+    stacks = stacks_of(config, architecture, models)
+    PlanError.raise_if_any(problem for stack in stacks for problem in stack_problems(method, stack, names))
     planner = TensorPlanner(
         method=method,
-        architecture=architecture.extended(models.values()),
+        architecture=architecture,
         models=list(models.values()),
         names=names,
         dtype=_dtype(config.dtype),
         out_dtype=_dtype(config.out_dtype),
         where=config.where(),
     )
-    tensors = planner.tensors(slices)
+    unplaced = planner.tensors(stacks)
     PlanError.raise_if_any(_first(planner.problems))
-    placed, shards = assign_shards(tensors, shard_bytes)
+    donor_config = list(models.values())[donor].config
+    placed, shards = assign_shards(unplaced, shard_bytes, written_stem(donor_config))
+    layers, layer_notes = layers_of_output(stacks, list(models.values()), donor)
     return Plan(
         config=config.resolved(),
         method=method.name,
-        architecture=architecture.architectures[0],
-        models=tuple(Model(name, model.folder) for name, model in zip(names, models.values(), strict=True)),
+        architecture=architecture.name,
+        models=tuple(
+            Model(name, model.folder, model.commit, model.download)
+            for name, model in zip(names, models.values(), strict=True)
+        ),
         donor=donor,
-        donor_config=list(models.values())[donor].config,
-        layer_count=(architecture.layer_count, sum(s.n_layers for s in slices)),
-        dtype=_most_common_dtype(tensors),
-        has_head=_has_head(architecture, tensors),
+        donor_config=donor_config,
+        layers=layers,
+        files=architecture.files,
+        dtype=_most_common_dtype(placed),
+        has_head=_has_head(stacks, placed),
         tensors=placed,
         shards=shards,
-        seed=(secrets.randbits(_SEED_BITS) if seed is None else seed) if method.random else None,
-        notes=(*map(str, config.warnings), *_notes(planner.architecture)),
+        surveyed=_is_surveyed(method, placed),
+        seed=(draw_seed() if seed is None else seed) if method.random else None,
+        notes=(
+            *map(str, config.warnings),
+            *_notes(architecture, stacks),
+            *layer_notes,
+            *_base_notes(planner),
+            *_float8_notes(config, placed),
+        ),
+        name=config.name,
     )
 
 
-def _open(config: Config) -> dict[ModelReference, Checkpoint]:
+def draw_seed() -> int:
+    """A seed for the methods with random numbers."""
+    return secrets.randbits(_SEED_BITS)
+
+
+def _open(
+    config: Config, stages: Mapping[str, Checkpoint], on_download: OnDownload
+) -> dict[ModelReference, Checkpoint]:
     """All models, in the order of the config."""
     folder = config.path.parent if config.path else None
     models: dict[ModelReference, Checkpoint] = {}
     errors: list[MergeError] = []
     for reference, where in referenced(config).items():
         try:
-            models[reference] = _open_one(reference, folder, where)
+            models[reference] = _open_one(reference, folder, where, stages, on_download)
         except MergeError as error:
             errors.append(error)
     if errors:
@@ -85,8 +128,17 @@ def _open(config: Config) -> dict[ModelReference, Checkpoint]:
     return models
 
 
-def _open_one(reference: ModelReference, folder: Path | None, where: str) -> Checkpoint:
-    model = open_checkpoint(locate(reference, folder, where=where))
+def _open_one(
+    reference: ModelReference,
+    folder: Path | None,
+    where: str,
+    stages: Mapping[str, Checkpoint],
+    on_download: OnDownload,
+) -> Checkpoint:
+    model = stages.get(reference.path) or open_checkpoint(locate(reference, folder, where=where), on_download)
+    adapter = locate_adapter(reference, folder, where=where)
+    if adapter is not None:
+        model = with_adapter(model, local_folder(adapter, on_download))
     if reference.override_architecture is None:
         return model
     return replace(model, config={**model.config, "architectures": [reference.override_architecture]})
@@ -98,11 +150,29 @@ def _donor(config: Config, models: Mapping[ModelReference, Checkpoint]) -> int:
 
 
 def _architecture(
-    config: Config, models: Sequence[Checkpoint], names: Sequence[str], donor: int, allow_crimes: bool
+    config: Config,
+    models: Sequence[Checkpoint],
+    names: Sequence[str],
+    donor: int,
+    allow_crimes: bool,
+    tensors: str,
 ) -> Architecture:
+    """The one that all models have; that of the donor if `allow_crimes`. Raises PlanError."""
+    if tensors not in TENSORS:
+        raise PlanError.at("tensors", f"should be one of {', '.join(TENSORS)}, found `{tensors}`")
+    if all(map(is_raw, models)):
+        return raw(models, tensors)
+    if tensors != ALL:
+        raise PlanError.at(
+            config.where(),
+            f"`tensors: {tensors}` is for files of weights without a config.json that says what they are",
+            "leave it out: the architecture knows which tensors a model may lack",
+        )
     found = [recognize(model) for model in models]
+    if any(map(is_inferred, found)) and not any(map(is_raw, models)):
+        return infer([models[donor]] if allow_crimes else [*models[donor:], *models[:donor]])
     if len(set(found)) > 1 and not allow_crimes:
-        each = ", ".join(f"{a.architectures[0]} in {name}" for a, name in zip(found, names, strict=True))
+        each = ", ".join(f"{a.name} in {name}" for a, name in zip(found, names, strict=True))
         raise PlanError.at(
             config.where(),
             f"the models have different architectures: {each}",
@@ -115,6 +185,14 @@ def _dtype(name: str | None) -> Dtype | None:
     return None if name is None else Dtype.from_torch_name(name)
 
 
+def _is_surveyed(method: Method, tensors: Sequence[OutputTensor]) -> bool:
+    """Whether the method looks at the whole model before it merges."""
+    if method.survey is None:
+        return False
+    looks = method.survey([(tensor.params, tensor.target(seed=0)) for tensor in tensors if tensor.method])
+    return next(looks, None) is not None
+
+
 def _most_common_dtype(tensors: Sequence[OutputTensor]) -> Dtype:
     bytes_of: Counter[Dtype] = Counter()
     for tensor in tensors:
@@ -123,9 +201,10 @@ def _most_common_dtype(tensors: Sequence[OutputTensor]) -> Dtype:
     return bytes_of.most_common(1)[0][0] if bytes_of else Dtype.F32
 
 
-def _has_head(architecture: Architecture, tensors: Sequence[OutputTensor]) -> bool | None:
-    """Whether an output head of its own is written; None if the architecture has none that could be tied."""
-    heads = {weight.name for weight in architecture.after if weight.tied_to}
+def _has_head(stacks: Sequence[Stack], tensors: Sequence[OutputTensor]) -> bool | None:
+    """Whether an output head of its own is written; None if none of the modules written has one that could be tied."""
+    after = (weight for stack in stacks for weight in stack.module.after)
+    heads = {weight.name for weight in after if weight.tied_to and weight.name.endswith(".weight")}
     return None if not heads else any(tensor.name in heads for tensor in tensors)
 
 
@@ -137,11 +216,36 @@ def _first(problems: Sequence[Problem]) -> list[Problem]:
     return shown
 
 
-def _notes(architecture: Architecture) -> list[str]:
-    if not architecture.extra:
+def _notes(architecture: Architecture, stacks: Sequence[Stack]) -> list[str]:
+    notes = list(architecture.notes)
+    if architecture.extra:
+        names = ", ".join(architecture.extra[:3]) + (", ..." if len(architecture.extra) > 3 else "")
+        notes.append(
+            f"{len(architecture.extra)} kinds of tensors are not part of a {architecture.name} and are merged "
+            f"like the others: {names}"
+        )
+    written = [stack.module for stack in stacks]
+    left_out = [module.name for module in architecture.modules if module not in written]
+    if left_out:
+        notes.append(f"not in `modules`, so not written: {', '.join(left_out)}")
+    return notes
+
+
+def _base_notes(planner: TensorPlanner) -> list[str]:
+    """Which tensors are the base's, as too few models have them."""
+    found = planner.left_as_base
+    if not found:
         return []
-    names = ", ".join(architecture.extra[:3]) + (", ..." if len(architecture.extra) > 3 else "")
+    names = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
     return [
-        f"{len(architecture.extra)} kinds of tensors are not part of a {architecture.architectures[0]} and are merged "
-        f"like the others: {names}"
+        f"fewer than {planner.method.models[0]} models have {len(found)} optional tensors, which are copied from the "
+        f"base: {names}"
     ]
+
+
+def _float8_notes(config: Config, tensors: Sequence[OutputTensor]) -> list[str]:
+    """What is written where all inputs are float8, if the config doesn't say it."""
+    count = sum(all(source.tensor.dtype.is_float8 for source in tensor.sources) for tensor in tensors)
+    if not count or config.dtype or config.out_dtype:
+        return []
+    return [f"{count} tensors are float8 in all models and are written in bfloat16; `out_dtype` can name another type"]

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mergecore.checkpoint.dtypes import Dtype
+from mergecore.checkpoint.location import Download
+from mergecore.checkpoint.low_rank import LowRank
 from mergecore.checkpoint.safetensors_file import TensorRef
 from mergecore.methods import Params, Target
 
@@ -23,6 +25,8 @@ class Input:
     """In that model: layer numbers may differ from the output's."""
     model: int
     """Position of the model in `Plan.models`."""
+    update: LowRank | None = None
+    """What a LoRA adapter adds to the tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,11 @@ class OutputTensor:
         return prod(self.shape)
 
     @property
+    def columns(self) -> int:
+        """Elements of a row, which is a run along the last axis."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
     def n_bytes(self) -> int:
         """Bytes to write."""
         return self.n * self.dtype.size
@@ -68,14 +77,32 @@ class OutputTensor:
         return self.inputs if self.base is None else (*self.inputs, self.base)
 
     @property
-    def input_bytes(self) -> int:
-        """Bytes of all sources: what one pass reads."""
-        return sum(source.tensor.n_bytes for source in self.sources)
+    def stored(self) -> tuple[TensorRef, ...]:
+        """The tensors that a pass reads, each once: models that differ only in their adapters share one."""
+        return tuple(dict.fromkeys(source.tensor for source in self.sources))
 
-    def target(self, seed: int) -> Target:
+    @property
+    def factors(self) -> tuple[TensorRef, ...]:
+        """The factors of all adapters' updates, which are read once and held."""
+        return tuple(factor for source in self.sources if source.update for factor in source.update.factors)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes that one pass reads."""
+        return sum(tensor.n_bytes for tensor in (*self.stored, *self.factors))
+
+    def target(self, seed: int, survey: Any = None) -> Target:
         """What a recipe is told of this tensor."""
         models = tuple(source.model for source in self.inputs)
-        return Target(name=self.name, n=self.n, models=models, base=self.base_index, seed=seed)
+        return Target(
+            name=self.name,
+            n=self.n,
+            models=models,
+            base=self.base_index,
+            seed=seed,
+            shape=self.shape,
+            survey=survey,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +122,21 @@ class Model:
     name: str
     """As the config names it."""
     folder: Path
+    """Where its files are or will be; the file itself, if it is only one."""
+    commit: str | None = None
+    """On the Hub; None for a local model."""
+    download: Download | None = None
+    """What isn't here yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleLayers:
+    """The layers of one module of the output."""
+
+    module: str
+    n: int
+    settings: dict[str, Any]
+    """What config.json must say because of them; `text_config.n_layer` is inside of `text_config`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +152,26 @@ class Plan:
     donor: int
     """The model whose config.json, tokenizer and generation settings the output gets: the base, or the first."""
     donor_config: dict[str, Any]
-    layer_count: tuple[str, int]
-    """The key in config.json, and the number of layers of the output."""
+    layers: tuple[ModuleLayers, ...]
+    """Of each module that is written."""
+    files: tuple[str, ...]
+    """Further files that belong to a model of this kind, copied from the donor if it has them."""
     dtype: Dtype
     """Of the output: of most of its bytes, where tensors differ."""
     has_head: bool | None
-    """Whether an output head is written; None: the architecture knows no tied one."""
+    """Whether an output head is written; None: none of the modules written has one that could be tied."""
     tensors: tuple[OutputTensor, ...]
     shards: tuple[Shard, ...]
+    surveyed: bool
+    """Whether the method looks at all tensors before the first one is merged."""
     seed: int | None
     """None: nothing in this merge is random."""
     notes: tuple[str, ...]
     """What the user should know, a line each."""
+    name: str | None = None
+    """Of the stage, in a config of several."""
+    before: tuple[Plan, ...] = ()
+    """The stages that this one needs, each after those that it needs itself."""
 
     @property
     def read_bytes(self) -> int:
@@ -130,8 +180,15 @@ class Plan:
 
     @property
     def passes_bytes(self) -> int:
-        """Bytes that the passes over the inputs take together: measured tensors are read at least twice."""
-        return sum(tensor.input_bytes * (2 if tensor.measured else 1) for tensor in self.tensors)
+        """Bytes that the passes over the inputs take together, at least: measured tensors are read once more, and so
+        are all in a survey.
+        """
+        return sum(tensor.input_bytes * (1 + tensor.measured + self.surveyed) for tensor in self.tensors)
+
+    @property
+    def download_bytes(self) -> int:
+        """Bytes that must be downloaded before the merge."""
+        return sum(model.download.n_bytes for model in self.models if model.download is not None)
 
     @property
     def write_bytes(self) -> int:

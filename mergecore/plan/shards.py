@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mergecore.checkpoint.checkpoint import SINGLE_FILE
 from mergecore.checkpoint.safetensors_file import header_bytes
 from mergecore.plan.plan import OutputTensor, Shard
 
 
 def assign_shards(
-    tensors: Sequence[OutputTensor], shard_bytes: int
+    tensors: Sequence[OutputTensor], shard_bytes: int, stem: str
 ) -> tuple[tuple[OutputTensor, ...], tuple[Shard, ...]]:
     """Fill files of at most `shard_bytes` of tensors, in order; a tensor larger than that gets a file of its own.
 
-    Within a file, wider element types come first, so that each tensor is aligned to its type.
+    The names of the files begin with `stem`. Within a file, wider element types come first, so that each tensor is
+    aligned to its type.
     """
     groups = [sorted(group, key=lambda t: -t.dtype.size) for group in _group(tensors, shard_bytes)]
     placed: list[OutputTensor] = []
@@ -26,7 +26,7 @@ def assign_shards(
         for tensor in group:
             placed.append(replace(tensor, shard=index, offset_bytes=offset))
             offset += tensor.n_bytes
-        shards.append(Shard(_name(index, len(groups)), header, offset))
+        shards.append(Shard(_name(stem, index, len(groups)), header, offset))
     return tuple(placed), tuple(shards)
 
 
@@ -42,5 +42,5 @@ def _group(tensors: Sequence[OutputTensor], shard_bytes: int) -> list[list[Outpu
     return groups
 
 
-def _name(index: int, count: int) -> str:
-    return SINGLE_FILE if count == 1 else f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+def _name(stem: str, index: int, count: int) -> str:
+    return f"{stem}.safetensors" if count == 1 else f"{stem}-{index + 1:05d}-of-{count:05d}.safetensors"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from mergecore.checkpoint.architecture import LAYER, Architecture, Weight
 from mergecore.checkpoint.checkpoint import Checkpoint
 from mergecore.checkpoint.dtypes import Dtype, promote
+from mergecore.checkpoint.recognition import RAW
 from mergecore.config.parameters import ModelLevel, resolve
-from mergecore.errors import MergeError, Problem
-from mergecore.methods import Method
+from mergecore.errors import MergeError, PlanError, Problem
+from mergecore.methods import Method, Params
+from mergecore.methods.plugins import blamed
 from mergecore.plan.plan import Input, OutputTensor
-from mergecore.plan.slices import Slice, Source
+from mergecore.plan.slices import Slice, Source, Stack
+
+_LACKING_HINT = "--tensors common leaves such tensors out, --tensors any merges them from the models that have them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +57,37 @@ class TensorPlanner:
     where: str
     """The config, for messages."""
     problems: list[Problem] = field(default_factory=list)
+    _constant: dict[tuple[int, ...], Params] = field(default_factory=dict)
+    """By slice and models, the parameters that are the same for all tensors."""
+    left_as_base: list[str] = field(default_factory=list)
+    """Tensors that too few models have, so that the base's are copied."""
 
-    def tensors(self, slices: Sequence[Slice]) -> list[OutputTensor]:
+    def tensors(self, stacks: Sequence[Stack]) -> list[OutputTensor]:
         """All output tensors, in the order of the model. Those with a problem are left out."""
-        planned = (self._tensor(weight, place) for weight, place in _places(self.architecture, slices))
+        planned = (
+            self._tensor(weight, place)
+            for stack in stacks
+            for weights, place in _places(stack)
+            for weight in self._written(weights, place)
+        )
         return [tensor for tensor in planned if tensor is not None]
 
+    def _written(self, weights: Sequence[Weight], place: Place) -> Iterator[Weight]:
+        """Those that are required, or that a model has. Where one has some of a group, all of it is required."""
+        found = [weight for weight in weights if not weight.optional or self._is_in_a_model(weight, place)]
+        groups = {weight.group for weight in found} - {None}
+        if not groups:
+            yield from found
+            return
+        names = {weight.name for weight in found}
+        for weight in weights:
+            if weight.group in groups:
+                yield _required(weight)
+            elif weight.name in names:
+                yield weight
+
     def _tensor(self, weight: Weight, place: Place) -> OutputTensor | None:
-        """None where nothing is written: no model has the weight, or there is a problem with it."""
-        if weight.optional and not self._is_in_a_model(weight, place):
-            return None
+        """None where there is a problem with it."""
         name = weight.name.replace(LAYER, str(place.output_layer))
         found = [(source, self._find(weight, place, source)) for source in place.found.sources]
         present = [(source, input_) for source, input_ in found if input_ is not None]
@@ -75,27 +101,35 @@ class TensorPlanner:
             return self._copied_if_equal(name, inputs)
         if missing and len(inputs) == 1 and self.method.missing == "keep_single":
             return self._copied_if_equal(name, inputs)
-        return self._merged(name, place, present)
+        if missing and len(inputs) < self.method.models[0] and self.method.missing == "keep_base":
+            self.left_as_base.append(name)
+            return self._copied_if_equal(name, [input_ for input_ in inputs if input_.model == place.found.base])
+        return self._merged(name, weight, place, present)
 
     def _is_in_a_model(self, weight: Weight, place: Place) -> bool:
         """Whether a model has the weight itself, not only one that it is tied to."""
         return any(
-            next(weight.names(place.layer_in(source))) in self.models[source.model].tensors
+            name in self.models[source.model].tensors
             for source in place.found.sources
+            for name in weight.own_names(place.layer_in(source))
         )
 
     def _find(self, weight: Weight, place: Place, source: Source) -> Input | None:
-        tensors = self.models[source.model].tensors
+        model = self.models[source.model]
         for name in weight.names(place.layer_in(source)):
-            if name in tensors:
-                return Input(tensors[name], name, source.model)
+            if name in model.tensors:
+                return Input(model.tensors[name], name, source.model, model.updates.get(name))
         return None
 
     def _may_lack(self, name: str, weight: Weight, place: Place, missing: Sequence[Source]) -> bool:
         """Whether the weight can be merged without the models that lack it; if not, that is a problem."""
         base = place.found.base if self.method.base != "ignored" else None
-        without_base = any(source.model == base for source in missing) and self.method.missing != "keep_single"
-        if weight.optional and self.method.missing != "error" and not without_base:
+        without_base = any(source.model == base for source in missing)
+        if self.method.missing == "keep_single":
+            may_lack = len(missing) == len(place.found.sources) - 1
+        else:
+            may_lack = self.method.missing != "error" and not without_base
+        if weight.optional and may_lack:
             return True
         for source in missing:
             if weight.optional and without_base and source.model != base:
@@ -104,7 +138,7 @@ class TensorPlanner:
             self._problem(
                 str(self.models[source.model].folder),
                 f"lacks the tensor `{lacking}`, which the output's `{name}` is made from",
-                f"is this whole model a {self.architecture.architectures[0]}?",
+                _LACKING_HINT if self.architecture.name == RAW else f"is this whole model a {self.architecture.name}?",
             )
         return False
 
@@ -134,45 +168,72 @@ class TensorPlanner:
             return None
         return self._output(name, inputs)
 
-    def _merged(self, name: str, place: Place, present: Sequence[tuple[Source, Input]]) -> OutputTensor | None:
+    def _merged(
+        self, name: str, weight: Weight, place: Place, present: Sequence[tuple[Source, Input]]
+    ) -> OutputTensor | None:
         base = place.found.base if self.method.base != "ignored" else None
         inputs = [input_ for _, input_ in present]
         position = next((i for i, input_ in enumerate(inputs) if input_.model == base), None)
-        levels = [
-            ModelLevel(source.parameters, input_.tensor_name, input_.model == base, self.names[input_.model])
-            for source, input_ in present
-        ]
         try:
-            params = resolve(
-                self.method,
-                shared_levels=place.found.levels,
-                per_model=levels,
-                target_name=name,
-                t=place.t,
-                where=place.found.where,
-            )
-            tensor = self._output(name, inputs)
-            tensor = replace(tensor, method=self.method.name, params=params, base_index=position)
-            if self.method.space == "deltas" and position is not None:
-                tensor = _as_deltas(tensor, position)
-            return replace(tensor, measured=_is_measured(self.method, tensor))
+            params = self._params(name, weight, place, present, base)
+            tensor = self._output(name, inputs, self.method.name, params, position)
+            return replace(tensor, measured=True) if _is_measured(self.method, tensor) else tensor
         except MergeError as error:
             self.problems += error.problems
             return None
 
-    def _output(self, name: str, inputs: Sequence[Input]) -> OutputTensor:
-        """A tensor that copies its inputs, which are equal; where it lies in the output is not known yet."""
+    def _params(
+        self, name: str, weight: Weight, place: Place, present: Sequence[tuple[Source, Input]], base: int | None
+    ) -> Params:
+        """The method's parameters at a tensor. Those without gradients and filters are the same for many tensors."""
+        key = (id(place.found), *(input_.model for _, input_ in present))
+        if key in self._constant:
+            return self._constant[key]
+        # Filters see the weight's own name, also where a model has it under another one or uses one that it is tied to.
+        in_models = (next(weight.names(place.layer_in(source))) for source, _ in present)
+        levels = [
+            ModelLevel(source.parameters, tensor_name, input_.model == base, self.names[input_.model])
+            for tensor_name, (source, input_) in zip(in_models, present, strict=True)
+        ]
+        params = resolve(
+            self.method,
+            shared_levels=place.found.levels,
+            per_model=levels,
+            target_name=name,
+            t=place.t,
+            where=place.found.where,
+        )
+        if place.found.is_constant:
+            self._constant[key] = params
+        return params
+
+    def _output(
+        self,
+        name: str,
+        inputs: Sequence[Input],
+        method: str | None = None,
+        params: Params | None = None,
+        base_index: int | None = None,
+    ) -> OutputTensor:
+        """A tensor of which it isn't known yet where in the output it lies. Without a method it copies its inputs."""
         stored = promote(input_.tensor.dtype for input_ in inputs)
         floating = stored.is_floating
+        base = None
+        if method is not None and self.method.space == "deltas" and base_index is not None:
+            if len(inputs) == 1:
+                return self._output(name, inputs)  # the base alone
+            base = inputs[base_index]
+            inputs = [*inputs[:base_index], *inputs[base_index + 1 :]]
+            base_index = None
         return OutputTensor(
             name=name,
             shape=inputs[0].tensor.shape,
             dtype=(self.out_dtype or self.dtype or stored) if floating else stored,
             inputs=tuple(inputs),
-            base=None,
-            base_index=None,
-            method=None,
-            params=None,
+            base=base,
+            base_index=base_index,
+            method=method,
+            params=params,
             double=floating and Dtype.F64 in (self.dtype, stored),
             measured=False,
             shard=0,
@@ -183,33 +244,29 @@ class TensorPlanner:
         self.problems.append(Problem(where, what, hint))
 
 
-def _places(architecture: Architecture, slices: Sequence[Slice]) -> Iterator[tuple[Weight, Place]]:
-    """All weights of the output. What is before the layers belongs to the first slice, what is after to the last."""
-    for weight in architecture.before:
-        yield weight, Place(slices[0])
-    output_layer = 0
-    for found in slices:
-        for layer in range(found.n_layers):
-            for weight in architecture.layer:
-                yield weight, Place(found, layer, output_layer)
-            output_layer += 1
-    for weight in architecture.after:
-        yield weight, Place(slices[-1])
+@cache
+def _required(weight: Weight) -> Weight:
+    """The same object for every layer: there may be tens of thousands of experts."""
+    return replace(weight, optional=False)
 
 
-def _as_deltas(tensor: OutputTensor, base: int) -> OutputTensor:
-    """With the base apart from the inputs. The base alone is copied."""
-    others = (*tensor.inputs[:base], *tensor.inputs[base + 1 :])
-    if not others:
-        return replace(tensor, method=None, params=None, base_index=None)
-    return replace(tensor, inputs=others, base=tensor.inputs[base], base_index=None)
+def _places(stack: Stack) -> Iterator[tuple[Sequence[Weight], Place]]:
+    """All weights of a module. What is before the layers belongs to the first slice, what is after to the last."""
+    module, slices = stack.module, stack.slices
+    yield module.before, Place(slices[0])
+    if module.prefixes:
+        output_layer = 0
+        for found in slices:
+            for layer in range(found.n_layers):
+                yield module.layer, Place(found, layer, output_layer)
+                output_layer += 1
+    yield module.after, Place(slices[-1])
 
 
 def _is_measured(method: Method, tensor: OutputTensor) -> bool:
     """Whether the recipe asks for a measurement. Raises what the recipe says of its parameters."""
     if tensor.method is None:
         return False
-    recipe = method.recipe(tensor.params, tensor.target(seed=0))
-    if not isinstance(recipe, Generator):
-        return False
-    return next(recipe, None) is not None
+    with blamed(method, tensor.name, PlanError):
+        recipe = method.recipe(tensor.params, tensor.target(seed=0))
+        return isinstance(recipe, Generator) and next(recipe, None) is not None

@@ -11,7 +11,6 @@ import yaml
 
 from mergecore import PlanError, merge, plan
 from mergecore.output import folder as output_folder
-from mergecore.output.config_json import config_json
 from mergecore.stream import writer
 
 
@@ -139,19 +138,3 @@ def test_what_a_killed_run_left_is_no_obstacle(make_model, tmp_path: Path) -> No
     (out / "model-00001-of-00009.safetensors.partial").write_bytes(b"half")
     merge(source(make_model("a")), out, workers=0)
     assert not list(out.glob("*.partial"))
-
-
-@pytest.mark.parametrize(
-    ("donor", "expected"),
-    [
-        ({"torch_dtype": "float32"}, {"torch_dtype": "bfloat16"}),
-        ({"dtype": "float32"}, {"dtype": "bfloat16"}),
-        ({}, {"torch_dtype": "bfloat16"}),
-        ({"tie_word_embeddings": True}, {"tie_word_embeddings": False, "torch_dtype": "bfloat16"}),
-    ],
-)
-def test_config_json(make_model, donor: dict[str, Any], expected: dict[str, Any]) -> None:
-    made = plan(source(make_model("a"), dtype="bfloat16"))
-    made.donor_config.clear()
-    made.donor_config.update(donor)
-    assert config_json(made) == expected | {"num_hidden_layers": 2}

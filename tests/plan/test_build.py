@@ -10,7 +10,8 @@ import torch
 
 from mergecore import MergeError, PlanError, plan
 from mergecore.checkpoint.dtypes import Dtype
-from mergecore.plan.plan import OutputTensor, Plan
+from mergecore.plan.plan import ModuleLayers, OutputTensor, Plan
+from mergecore.plan.slices import _second_reference
 
 
 def config(method: str, *models: Path, **rest: Any) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def test_layers_are_counted_anew_in_the_output(make_model) -> None:
     a, b = str(make_model("a")), str(make_model("b", seed=1))
     slices = [{"sources": [{"model": a, "layer_range": [0, 2]}]}, {"sources": [{"model": b, "layer_range": [1, 2]}]}]
     made = plan({"merge_method": "passthrough", "slices": slices})
-    assert made.layer_count == ("num_hidden_layers", 3)
+    assert made.layers == (ModuleLayers("default", 3, {"num_hidden_layers": 3}),)
     last = tensor(made, "model.layers.2.mlp.up_proj.weight")
     assert last.inputs[0].tensor_name == "model.layers.1.mlp.up_proj.weight"
     assert [tensor(made, n).inputs[0].model for n in ("model.embed_tokens.weight", "model.norm.weight")] == [0, 1]
@@ -125,6 +126,10 @@ def test_slerp_knows_its_base(make_model) -> None:
         ((torch.bfloat16, torch.bfloat16), {}, Dtype.BF16),
         ((torch.bfloat16, torch.float16), {}, Dtype.F32),
         ((torch.float32, torch.bfloat16), {"dtype": "bfloat16"}, Dtype.BF16),
+        ((torch.float8_e4m3fn, torch.float8_e5m2), {}, Dtype.BF16),
+        ((torch.float8_e4m3fn, torch.bfloat16), {}, Dtype.BF16),
+        ((torch.float8_e5m2, torch.float16), {}, Dtype.F16),
+        ((torch.float8_e4m3fn, torch.float8_e4m3fn), {"out_dtype": "float32"}, Dtype.F32),
         ((torch.bfloat16, torch.bfloat16), {"dtype": "float32", "out_dtype": "float16"}, Dtype.F16),
     ],
 )
@@ -132,6 +137,19 @@ def test_output_dtype(make_model, stored, wanted, expected) -> None:
     a, b = (make_model(name, dtype=dtype) for name, dtype in zip("ab", stored, strict=True))
     made = plan(config("linear", a, b, parameters={"weight": 1}, **wanted))
     assert {t.dtype for t in made.tensors} == {made.dtype} == {expected}
+
+
+def test_what_is_float8_in_all_models_is_noted(make_model, llama) -> None:
+    a, b = make_model("a", dtype=torch.float8_e4m3fn), make_model("b", dtype=torch.float8_e5m2)
+    note = "21 tensors are float8 in all models and are written in bfloat16; `out_dtype` can name another type"
+    for source in (config("linear", a, b, parameters={"weight": 1}), config("passthrough", a)):
+        assert plan(source).notes == (note,)
+        for wanted in ({"dtype": "float16"}, {"out_dtype": "float32"}):
+            assert plan(source | wanted).notes == ()
+    tensors = llama(dtype=torch.bfloat16)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.float8_e4m3fn)
+    mixed = plan(config("linear", a, make_model("c", tensors), parameters={"weight": 1}))
+    assert mixed.notes == (note.replace("21", "1"),)
 
 
 def test_float64_is_computed_in_float64(make_model) -> None:
@@ -249,7 +267,7 @@ def test_models_with_different_layer_counts(make_model) -> None:
 def test_empty_slices_give_no_layers(make_model) -> None:
     a = str(make_model("a"))
     made = plan({"merge_method": "passthrough", "slices": [{"sources": [{"model": a, "layer_range": [1, 1]}]}]})
-    assert made.layer_count == ("num_hidden_layers", 0)
+    assert made.layers[0].n == 0
     assert len(made.tensors) == 3
 
 
@@ -282,6 +300,35 @@ def test_the_same_model_twice(make_model) -> None:
     twice = config("linear", a, parameters={"weight": 1})
     twice["models"].append({"model": f"{a}@2"})
     assert len(plan(twice).models) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "second"),
+    [
+        ("{a}", "{a}@2"), ("{a}@2", "{a}"), ("{a}@other", None),
+        ("org/name", "org/name@main"), ("org/name@main", "org/name"), ("org/name+lora", "org/name@main+lora"),
+    ],
+)  # fmt: skip
+def test_how_to_name_a_model_twice(name: str, second: str | None) -> None:
+    hint = _second_reference(name.format(a="/models/a"))
+    assert hint == (f"if that is meant, write the second one as {second.format(a='/models/a')}" if second else "")
+
+
+def test_a_model_merged_with_its_own_layers(make_model) -> None:
+    a = str(make_model("a"))
+    sources = [{"model": a, "layer_range": [0, 1]}, {"model": f"{a}@2", "layer_range": [1, 2]}]
+    made = plan({"merge_method": "linear", "slices": [{"sources": sources}], "parameters": {"weight": 1}})
+    names = [input_.tensor_name for input_ in tensor(made, "model.layers.0.mlp.up_proj.weight").inputs]
+    assert names == ["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"]
+
+
+def test_filters_see_the_name_of_a_tied_head_not_of_what_it_is_tied_to(make_model, llama) -> None:
+    tied = {name: x for name, x in llama().items() if name != "lm_head.weight"}
+    a, b = make_model("a"), make_model("b", tied, tie_word_embeddings=True)
+    weight = [{"filter": "lm_head", "value": 3}, {"value": 1}]
+    made = plan(config("linear", a, b, parameters={"weight": weight, "normalize": False}))
+    assert tensor(made, "lm_head.weight").params.weight == (3.0, 3.0)
+    assert tensor(made, "model.embed_tokens.weight").params.weight == (1.0, 1.0)
 
 
 def test_different_architectures(make_model) -> None:
