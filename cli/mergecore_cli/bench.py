@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergecore_cli import console
+from mergecore_cli.bench_merge import merge
 from mergecore_cli.doctor import environment_rows
 from mergecore_cli.options import Quiet
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mergecore.diagnostics.kernel_bench import BenchReport
 
 bench = typer.Typer(no_args_is_help=True)
+bench.command("merge")(merge)
 
 
 @bench.callback()
@@ -25,7 +27,9 @@ def about() -> None:
 @bench.command()
 def kernels(
     op: Annotated[str, typer.Option(help="Operations to time.", metavar="OP,...", show_default="all")] = "",
-    dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32.", metavar="DTYPE,...", show_default="bf16,fp32")] = "",
+    dtype: Annotated[
+        str, typer.Option(help="bf16, fp16, fp32, e4m3, e5m2.", metavar="DTYPE,...", show_default="bf16,fp32")
+    ] = "",
     size: Annotated[
         str,
         typer.Option(

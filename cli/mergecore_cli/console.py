@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-    from mergecore.errors import MergeError
+    from mergecore.errors import MergeError, Problem
 
 quiet = False
 """Set by `-q`: nothing is said but errors."""
@@ -78,12 +78,17 @@ def warn(text: str) -> None:
 
 def fail(error: MergeError) -> None:
     """All problems of an error, each with its hint."""
-    for problem in error.problems:
-        err().print("[bold red]error:[/bold red] ", end="")
-        err().print(str(problem), markup=False)
-        if problem.hint:
-            err().print("[cyan]hint:[/cyan] ", end="")
-            err().print(problem.hint, markup=False)
+    for one in error.problems:
+        problem(one)
+
+
+def problem(found: Problem) -> None:
+    """One problem, with its hint."""
+    err().print("[bold red]error:[/bold red] ", end="")
+    err().print(str(found), markup=False)
+    if found.hint:
+        err().print("[cyan]hint:[/cyan] ", end="")
+        err().print(found.hint, markup=False)
 
 
 def gigabytes(n_bytes: float) -> str:
@@ -105,11 +110,20 @@ class ByteProgress:
         self._moved = 0
 
     def begin(self, total_bytes: int) -> None:
-        """Show the bar. `total_bytes` will be written."""
+        """Show the bar. `total_bytes` more will be written."""
         self._began = time.monotonic()
-        if self._bar is not None:
+        if self._bar is None:
+            return
+        if self._bar.tasks:
+            self._bar.update(self._bar.task_ids[0], total=(self._bar.tasks[0].total or 0) + total_bytes)
+        else:
             self._bar.add_task("", total=total_bytes, rate="")
             self._bar.start()
+
+    def skip(self, n_bytes: int) -> None:
+        """So many bytes are there already."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], advance=n_bytes)
 
     def advance(self, read: int, written: int) -> None:
         """So many bytes have been read and written since the last call."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 
+from mergecore.diagnostics.choices import require_known
 from mergecore.diagnostics.devices import load_ops, pick_device, used_alone
 from mergecore.diagnostics.environment import Environment, look_around
 from mergecore.errors import ConfigError, RunError
@@ -101,9 +100,9 @@ def time_kernels(
     quick: a few runs, and fewer cases. tell: is given a line per case when its turn comes.
     Raises ConfigError for a name that there is not, RunError if a result is wrong: what is wrong isn't timed.
     """
-    _require_known(operations, "--op", OPERATIONS)
-    _require_known(dtypes, "--dtype", DTYPES)
-    _require_known(sizes, "--size", SIZES)
+    require_known(operations, "--op", OPERATIONS)
+    require_known(dtypes, "--dtype", DTYPES)
+    require_known(sizes, "--size", SIZES)
     if wrong := [m for m in models if not 1 <= m <= MOST_MODELS]:
         raise ConfigError.at("--models", f"{wrong[0]} is not a number of models", f"1 to {MOST_MODELS}")
     chosen = choose_backend(backend, pick_device(device))
@@ -117,14 +116,6 @@ def time_kernels(
     rounds = QUICK_ROUNDS if quick else ROUNDS[kind]
     timings, skipped = _time_all(cases, chosen, rounds, tell)
     return BenchReport(look_around(), chosen, rounds, timings, skipped)
-
-
-def _require_known(names: Iterable[str], option: str, known: Mapping[str, Any]) -> None:
-    for name in names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else f"there are {', '.join(known)}"
-            raise ConfigError.at(option, f"`{name}` is not known", hint)
 
 
 def _time_all(

@@ -25,6 +25,9 @@ class Kernels:
     def count_nonfinite(self, x: Tensor) -> int:
         return torch_ops.count_nonfinite(x)
 
+    def count_nonfinite_batch(self, tensors: Sequence[Tensor]) -> list[int]:
+        return [self.count_nonfinite(x) for x in tensors]
+
     def measure_batch(self, jobs: Sequence[tuple[Measure, Tiles]], workspace: Workspace) -> list[Any]:
         return [self.measure(spec, tiles, workspace) for spec, tiles in jobs]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mergecore import RunError
-from mergecore.diagnostics import doctor
+from mergecore.diagnostics import batch_check, doctor
 from mergecore.diagnostics.batch_check import check_batches
 from mergecore.diagnostics.cpu_arithmetic import Finding
 from mergecore.diagnostics.doctor import examine
@@ -27,6 +27,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "planned_cases", lambda: iter([(CASE, True)]))
     monkeypatch.setattr(doctor, "check_kernels", lambda kernels, _, *rest: check_kernels(kernels, CPU, *rest))
     monkeypatch.setattr(doctor, "check_batches", lambda kernels, _: check_batches(kernels, CPU))
+    monkeypatch.setattr(batch_check, "LENGTHS", (17, 5))
 
 
 def test_without_a_gpu_it_says_what_is_skipped() -> None:

@@ -1,4 +1,4 @@
-"""Run a command as a whole and see what it took: time, CPU time and memory of it and all its descendants."""
+"""Run a program and see what it took: time, CPU time and memory of it and all its descendants."""
 
 from __future__ import annotations
 
@@ -10,25 +10,36 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from mergecore.errors import RunError
+
+if TYPE_CHECKING:
+    import resource
 
 INTERVAL_S = 0.1
+SAID_LINES = 5
+"""How much of what a failed program said is told."""
+_PROC = Path("/proc")
+_CAN_WATCH = (_PROC / "self/smaps_rollup").exists()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What one run took."""
 
     wall_s: float
     cpu_s: float
     """Of all processes of the tree, those included that nobody waited for."""
-    peak_bytes: int
-    """Most of the proportional set size, summed over the tree: pages that processes share count once."""
-    peak_bytes_without_files: int
+    peak_bytes: int | None
+    """Most of the proportional set size, summed over the tree: pages that processes share count once. None where the
+    system doesn't tell.
+    """
+    peak_bytes_without_files: int | None
     """The same without mapped files, whose pages the kernel can drop."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Watch:
     """What was seen of the tree while it ran."""
 
@@ -41,7 +52,7 @@ class _Watch:
     def watch(self, root: int) -> None:
         """Sample until `done`. Reading the sizes of a large process costs it time: at most a twentieth is taken."""
         pause_s = 0.0
-        while not self.done.wait(pause_s):
+        while _CAN_WATCH and not self.done.wait(pause_s):
             start = time.monotonic()
             seen = _tree(root)
             self.cpu_s |= {pid: stat.cpu_s for pid, stat in seen.items()}
@@ -51,26 +62,49 @@ class _Watch:
             pause_s = max(INTERVAL_S, 20 * (time.monotonic() - start))
 
 
-def run(command: Sequence[str | Path], environment: Mapping[str, str]) -> Usage:
-    """Run to the end; RuntimeError with the end of what it said if it fails."""
+def require_measuring() -> None:
+    """Raise RunError where the system doesn't tell what a process took."""
+    if not hasattr(os, "wait4"):
+        raise RunError.at("bench merge", "this system can't measure processes", "Linux and macOS can")
+
+
+def run(name: str, command: Sequence[str | Path], environment: Mapping[str, str]) -> Usage:
+    """Run to the end. Raises RunError, with the last of what it said, if it can't be started or fails."""
     watch = _Watch()
     with tempfile.TemporaryFile() as log:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
-        watcher = threading.Thread(target=watch.watch, args=(process.pid,))
-        watcher.start()
-        _, status, used = os.wait4(process.pid, 0)
-        wall_s = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        watch.done.set()
-        watcher.join()
-        if process.returncode:
+        began = time.perf_counter()
+        try:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **environment})
+        except OSError as error:
+            raise RunError.at(name, f"`{command[0]}` can't be run: {error.strerror}") from error
+        status, used = _wait(process, watch)
+        wall_s = time.perf_counter() - began
+        if status:
             log.seek(0)
-            said = log.read().decode(errors="replace")[-2000:]
-            raise RuntimeError(f"{command[0]} ended with {process.returncode}:\n{said}")
+            said = log.read().decode(errors="replace").strip().splitlines()[-SAID_LINES:]
+            raise RunError.at(name, "\n".join([f"ended with {status}", *said]))
     # A worker that was killed and not waited for is missing in the one sum, the last moments in the other.
     cpu_s = max(used.ru_utime + used.ru_stime, sum(watch.cpu_s.values()))
+    if not _CAN_WATCH:
+        return Usage(wall_s, cpu_s, None, None)
     return Usage(wall_s, cpu_s, watch.peak_bytes, watch.peak_bytes_without_files)
+
+
+def _wait(process: subprocess.Popen[bytes], watch: _Watch) -> tuple[int, resource.struct_rusage]:
+    """Watch the process until it ends: its exit status, and what it used. It is killed if waiting is interrupted."""
+    watcher = threading.Thread(target=watch.watch, args=(process.pid,))
+    watcher.start()
+    try:
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        watch.done.set()
+        watcher.join()
+    return process.returncode, used
 
 
 class _Stat(NamedTuple):
@@ -80,7 +114,7 @@ class _Stat(NamedTuple):
 
 def _tree(root: int) -> dict[int, _Stat]:
     """The process and its descendants."""
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    pids = [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit()]
     stats = {pid: stat for pid in pids if (stat := _stat(pid)) is not None}
     children: dict[int, list[int]] = {}
     for pid, stat in stats.items():
@@ -94,7 +128,7 @@ def _tree(root: int) -> dict[int, _Stat]:
 def _stat(pid: int) -> _Stat | None:
     """None of a process that has ended."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = (_PROC / str(pid) / "stat").read_text()
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()  # before it is the name, which may hold spaces
@@ -104,7 +138,7 @@ def _stat(pid: int) -> _Stat | None:
 def _memory(pid: int) -> tuple[int, int]:
     """Proportional set size in bytes: all of it, and the part in mapped files. 0 of a process that has ended."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
     except OSError:
         return 0, 0
     sizes = {key: int(rest.split()[0]) * 1024 for key, _, rest in (line.partition(":") for line in lines[1:])}
