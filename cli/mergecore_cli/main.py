@@ -5,7 +5,9 @@ Imports neither torch nor the merging code: each command does so when it runs, s
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -17,6 +19,7 @@ from mergecore_cli.eval import eval_
 from mergecore_cli.merge import merge
 from mergecore_cli.methods import methods
 from mergecore_cli.plan import plan
+from mergecore_cli.verify import verify
 
 app = typer.Typer(
     help="Merge the weights of language models: mergekit configs in, a Hugging Face model folder out.",
@@ -29,6 +32,7 @@ app.command("merge")(merge)
 app.command("plan")(plan)
 app.command("methods")(methods)
 app.command("eval")(eval_)
+app.command("verify")(verify)
 app.command("doctor")(doctor)
 app.add_typer(bench, name="bench")
 
@@ -50,8 +54,17 @@ def options(
     """Options of all commands."""
 
 
+def _terminate(number: int, _: FrameType | None) -> None:
+    """End as after an error, so that what was begun is left in order."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
-    """Run the command line. Exit code 0: done; 1: the merge failed; 2: wrong usage or config; 130: interrupted."""
+    """Run the command line.
+
+    Exit code 0: done; 1: the merge failed; 2: wrong usage or config; 130: interrupted; 143: terminated.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except BrokenPipeError:  # the reader of our output has gone

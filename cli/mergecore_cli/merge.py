@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mergecore_cli import console
-from mergecore_cli.options import AllowCrimes, ConfigFile, Quiet, Seed, ShardSize, Strict, Verbose
-from mergecore_cli.plan import print_plan, tell_plan
+from mergecore_cli.options import (
+    AllowCrimes,
+    ConfigFile,
+    KeepStages,
+    Plugins,
+    Quiet,
+    Seed,
+    ShardSize,
+    Strict,
+    Tensors,
+    Verbose,
+)
+from mergecore_cli.plan import print_stages, stage_label, tell_download, tell_plan
 
 if TYPE_CHECKING:
     from mergecore.api import Result
@@ -42,10 +53,16 @@ def merge(
         bool, typer.Option("--write-model-card/--no-write-model-card", help="Write README.md to OUT.")
     ] = True,
     allow_crimes: AllowCrimes = False,
+    tensors: Tensors = "all",
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Merge weights that are NaN or infinite.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with what an interrupted run left in OUT.")
+    ] = True,
     strict: Strict = False,
+    keep_stages: KeepStages = None,
+    plugin: Plugins = None,
     quiet: Quiet = False,
     verbose: Verbose = 0,
     # Options of mergekit-yaml that have nothing to do here: scripts that use them go on working.
@@ -69,16 +86,22 @@ def merge(
 
     _refuse(safe_serialization, unsafe_truncate_embeddings)
     if dry_run:
-        print_plan(
-            mergecore.plan(config, seed=seed, shard_size=shard_size, allow_crimes=allow_crimes, strict=strict),
-            out, workers, memory,
+        stages = mergecore.plan_stages(
+            config, out, keep_stages=keep_stages, seed=seed, shard_size=shard_size, allow_crimes=allow_crimes,
+            strict=strict, plugins=plugin or (), resume=resume, tensors=tensors, on_download=tell_download,
         )  # fmt: skip
+        print_stages(stages, workers, memory, check_output=True)
         return
     with console.byte_progress() as progress:
 
         def begin(plan: Plan) -> None:
             tell_plan(plan)
             progress.begin(plan.write_bytes)
+
+        def go_on(plan: Plan, kept_bytes: int) -> None:
+            what = f"{console.gigabytes(kept_bytes)} of {console.gigabytes(plan.write_bytes)}"
+            console.talk(f"Going on{stage_label(plan)}: an interrupted run has written {what}")
+            progress.skip(kept_bytes)
 
         result = mergecore.merge(
             config,
@@ -91,14 +114,23 @@ def merge(
             seed=seed,
             overwrite=overwrite,
             allow_crimes=allow_crimes,
+            tensors=tensors,
             allow_nonfinite=allow_nonfinite,
             copy_tokenizer=copy_tokenizer,
             write_card=write_model_card,
             strict=strict,
+            keep_stages=keep_stages,
+            plugins=plugin or (),
+            resume=resume,
+            on_download=tell_download,
             on_plan=begin,
             on_progress=progress.advance,
+            on_resume=go_on,
+            on_restart=lambda folder, reason: console.talk(f"Starting anew in {folder}: {reason}"),
+            on_left=lambda folder: console.talk(f"What is done stays in {folder}: the same command goes on from there"),
         )
-    _tell(result)
+    for one in (*result.stages, result):
+        _tell(one)
 
 
 def _refuse(safe_serialization: bool, unsafe_truncate_embeddings: bool) -> None:
@@ -118,8 +150,9 @@ def _tell(result: Result) -> None:
     console.detail(f"The backend is {report.backend.name}: {report.backend.why}")
     rate = (report.read_bytes + report.written_bytes) / max(report.seconds, 1e-9) / 1e9
     console.talk(
-        f"Merged {len(plan.tensors)} tensors with {report.backend} ({report.seconds:.1f} s, "
+        f"Merged {len(plan.tensors)} tensors{stage_label(plan)} with {report.backend} ({report.seconds:.1f} s, "
         f"read {console.gigabytes(report.read_bytes)}, {rate:.2f} GB/s in and out)"
     )
     files = console.count(len(plan.shards), "weight file")
-    console.talk(f"Wrote {result.folder} ({files}, {console.gigabytes(plan.write_bytes)})")
+    if result.stays:
+        console.talk(f"Wrote {result.folder} ({files}, {console.gigabytes(plan.write_bytes)})")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergecore_cli import console
+from mergecore_cli.options import Plugins
 
 if TYPE_CHECKING:
     from mergecore.methods import Method, Parameter
@@ -14,11 +15,14 @@ if TYPE_CHECKING:
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="Explain this method.", metavar="[NAME]")] = None,
+    plugin: Plugins = None,
     json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
 ) -> None:
     """List the merge methods, or explain one."""
     from mergecore import methods
+    from mergecore.methods import plugins
 
+    plugins.load(plugin or ())
     if json:
         facts = [_facts(methods.get(n)) for n in ([name] if name else methods.names())]
         console.data_json(facts[0] if name else facts)
@@ -67,6 +71,7 @@ def _facts(method: Method) -> dict[str, Any]:
         "paper": method.paper,
         "models": {"fewest": method.models[0], "most": method.models[1]},
         "base": method.base,
+        "base_counts": method.base_counts,
         "measures": method.measures,
         "random": method.random,
         "parameters": [
@@ -79,7 +84,8 @@ def _facts(method: Method) -> dict[str, Any]:
 
 def _count(method: Method) -> str:
     fewest, most = method.models
-    return f"{fewest}" if most == fewest else f"{fewest} or more" if most is None else f"{fewest} to {most}"
+    count = f"{fewest}" if most == fewest else f"{fewest} or more" if most is None else f"{fewest} to {most}"
+    return count if method.base_counts else f"{count} beside a base"
 
 
 def _default(p: Parameter) -> str:

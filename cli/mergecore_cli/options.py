@@ -33,4 +33,22 @@ ShardSize = Annotated[
 AllowCrimes = Annotated[
     bool, typer.Option("--allow-crimes/--no-allow-crimes", help="Merge models of different architectures.")
 ]
+Tensors = Annotated[
+    str,
+    typer.Option(
+        help="Of files of weights without a config: merge all tensors and miss none, those in common, or any.",
+        metavar="all|common|any",
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Keys that mean nothing are errors, not warnings.")]
+KeepStages = Annotated[
+    Path | None,
+    typer.Option(
+        help="Of a config with several documents: keep the models between the stages in this folder.",
+        metavar="DIR", show_default="they are deleted",
+    ),
+]  # fmt: skip
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", help="A Python file with merge methods. Can be given several times.", metavar="FILE"),
+]

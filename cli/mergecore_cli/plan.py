@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mergecore_cli import console
-from mergecore_cli.options import AllowCrimes, ConfigFile, Quiet, Seed, ShardSize, Strict, Verbose
+from mergecore_cli.options import AllowCrimes, ConfigFile, Plugins, Quiet, Seed, ShardSize, Strict, Tensors, Verbose
 
 if TYPE_CHECKING:
+    from mergecore.checkpoint.location import Download
     from mergecore.plan.plan import Plan
+    from mergecore.stages import PlannedStage
 
 
 def plan(
@@ -24,7 +27,9 @@ def plan(
     shard_size: ShardSize = "5GB",
     seed: Seed = None,
     allow_crimes: AllowCrimes = False,
+    tensors: Tensors = "all",
     strict: Strict = False,
+    plugin: Plugins = None,
     json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
@@ -32,29 +37,58 @@ def plan(
     """Check a config and its models, and print what a merge would do. Writes nothing."""
     import mergecore
 
-    made = mergecore.plan(config, seed=seed, shard_size=shard_size, allow_crimes=allow_crimes, strict=strict)
-    print_plan(made, out, workers, memory, json=json)
+    stages = mergecore.plan_stages(
+        config, out or Path("merged"), seed=seed, shard_size=shard_size, allow_crimes=allow_crimes, strict=strict,
+        plugins=plugin or (), tensors=tensors, on_download=tell_download,
+    )  # fmt: skip
+    print_stages(stages, workers, memory, check_output=out is not None, json=json)
 
 
-def print_plan(made: Plan, out: Path | None, workers: int | None, memory: str, *, json: bool = False) -> None:
-    """The plan, to stdout, and what the user should know, to stderr."""
+def print_stages(
+    stages: Sequence[PlannedStage], workers: int | None, memory: str, *, check_output: bool, json: bool = False
+) -> None:
+    """The plans, to stdout, and what the user should know, to stderr. For programs: a list, if there are several."""
     from mergecore.output.folder import check_folder, free_bytes
     from mergecore.sizes import parse_size
     from mergecore.stream.budget import check_memory, least_memory
     from mergecore.stream.pool import default_workers
 
     count = default_workers() if workers is None else workers
-    least = least_memory(made, max(count, 1))
-    free = free_bytes(out or Path())
+    all_facts = []
+    for stage in stages:
+        made = stage.plan
+        least = least_memory(made, max(count, 1))
+        free = free_bytes(stage.folder)
+        folder = str(stage.folder) if check_output else None
+        needs = {"folder": folder, "least_memory_bytes": least, "workers": count, "free_disk_bytes": free}
+        all_facts.append(_facts(stage) | needs)
+        if not json:
+            _print_table(stage, f"{console.gigabytes(least)} at least, {memory} allowed, for {count} workers", free)
+        for note in made.notes:
+            console.warn(note)
     if json:
-        console.data_json({**_facts(made), "least_memory_bytes": least, "workers": count, "free_disk_bytes": free})
-    else:
-        _print_table(made, f"{console.gigabytes(least)} at least, {memory} allowed, for {count} workers", free)
-    for note in made.notes:
-        console.warn(note)
-    check_memory(made, count, parse_size(memory, "--memory"))
-    if out is not None:
-        check_folder(out, made, overwrite=True)
+        console.data_json(all_facts if len(stages) > 1 else all_facts[0])
+    for stage in stages:
+        check_memory(stage.plan, count, parse_size(memory, "--memory"))
+        if check_output:
+            check_folder(stage.folder, stage.plan, overwrite=True)
+
+
+def stage_label(made: Plan) -> str:
+    """Names the stage, if there are several."""
+    return "" if made.name is None else f" of `{made.name}`"
+
+
+def tell_download(download: Download) -> None:
+    """What is about to be downloaded, and why, to stderr. huggingface_hub shows its progress on a terminal."""
+    if console.quiet:
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+    console.talk(
+        f"Downloading {download.model}: {console.count(len(download.files), 'file')}, "
+        f"{console.gigabytes(download.n_bytes)}, commit {download.commit[:10]} ({download.reason})"
+    )
 
 
 def tell_plan(made: Plan) -> None:
@@ -64,19 +98,23 @@ def tell_plan(made: Plan) -> None:
     files = console.count(len(made.shards), "weight file")
     seed = "" if made.seed is None else f", seed {made.seed}"
     console.talk(
-        f"Planned {len(made.tensors)} tensors by {made.method}: {console.gigabytes(made.read_bytes)} to read, "
-        f"{console.gigabytes(made.write_bytes)} to write, {files}{seed}"
+        f"Planned {len(made.tensors)} tensors{stage_label(made)} by {made.method}: "
+        f"{console.gigabytes(made.read_bytes)} to read, {console.gigabytes(made.write_bytes)} to write, {files}{seed}"
     )
 
 
-def _facts(made: Plan) -> dict[str, Any]:
+def _facts(stage: PlannedStage) -> dict[str, Any]:
+    made = stage.plan
     return {
+        "stage": made.name,
+        "stays": stage.stays,
         "digest": made.digest,
         "method": made.method,
         "architecture": made.architecture,
-        "models": [{"name": model.name, "folder": str(model.folder)} for model in made.models],
+        "models": [{"name": model.name, "folder": str(model.folder), "commit": model.commit} for model in made.models],
+        "download_bytes": made.download_bytes,
         "dtype": made.dtype.torch_name,
-        "layers": made.layer_count[1],
+        "layers": {layers.module: layers.n for layers in made.layers},
         "seed": made.seed,
         "tensors": [
             {"name": t.name, "shape": t.shape, "dtype": t.dtype.value, "file": made.shards[t.shard].name}
@@ -90,16 +128,31 @@ def _facts(made: Plan) -> dict[str, Any]:
     }
 
 
-def _print_table(made: Plan, memory: str, free: int) -> None:
+def _layers(made: Plan) -> str:
+    """`32 layers`, or of how many modules each."""
+    one, *others = [layers for layers in made.layers if layers.n] or made.layers[:1]
+    if not others:
+        return f"{one.n} layers"
+    return "layers: " + ", ".join(f"{layers.n} in {layers.module}" for layers in (one, *others))
+
+
+def _print_table(stage: PlannedStage, memory: str, free: int) -> None:
     from rich.table import Table
 
+    made = stage.plan
     table = Table(show_header=False, box=None, pad_edge=False)
     measured = sum(tensor.measured for tensor in made.tensors)
     passes = f", twice or more for {measured} tensors that are measured first" if measured else ""
-    rows = {
+    rows = (
+        {}
+        if made.name is None
+        else {"stage": f"{made.name}, {'written to' if stage.stays else 'for a while in'} {stage.folder}"}
+    )
+    rows |= {
         "method": made.method,
-        "architecture": f"{made.architecture}, {made.layer_count[1]} layers, {made.dtype.torch_name}",
+        "architecture": f"{made.architecture}, {_layers(made)}, {made.dtype.torch_name}",
         "models": "\n".join(f"{model.name} ({model.folder})" for model in made.models),
+        **({"download": console.gigabytes(made.download_bytes)} if made.download_bytes else {}),
         "tensors": f"{len(made.tensors)} in {console.count(len(made.shards), 'file')} ({made.shards[0].name}"
         + (", ...)" if len(made.shards) > 1 else ")"),
         "read": console.gigabytes(made.read_bytes) + passes,

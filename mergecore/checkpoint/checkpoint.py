@@ -15,6 +15,7 @@ from mergecore.checkpoint.location import Download, HubModel, Location, OnDownlo
 from mergecore.checkpoint.low_rank import LowRank
 from mergecore.checkpoint.pickled_file import read_pickled
 from mergecore.checkpoint.safetensors_file import TensorRef, read_header
+from mergecore.checkpoint.tokenizer_files import TokenizerFiles
 from mergecore.checkpoint.weight_files import INDEX_SUFFIX, choose_weights
 from mergecore.errors import CheckpointError
 
@@ -37,6 +38,8 @@ class Checkpoint:
     """On the Hub; None for a local model."""
     download: Download | None = None
     """What must be downloaded before the weights can be read."""
+    tokenizer: TokenizerFiles | None = None
+    """Its tokenizer, where that is not just what lies in the folder."""
 
 
 class ModelFiles(Protocol):

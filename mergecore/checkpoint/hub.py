@@ -78,6 +78,16 @@ def fetch_adapter(model: HubModel, on_download: OnDownload) -> Path:
     return files.folder
 
 
+def fetch_tokenizer(model: HubModel, on_download: OnDownload) -> Path:
+    """The folder of a model on the Hub, with all files but the weights in it. Raises CheckpointError."""
+    try:
+        files = HubFiles.ask(model, on_download)
+    except UnreachableError as error:
+        return _cached_snapshot(model, error)
+    files.fetch(files.beside_weights, "the tokenizer is needed to plan the merge")
+    return files.folder
+
+
 def download(missing: Download) -> None:
     """Download files into the cache. Raises CheckpointError, also if there is no space for them."""
     model = missing.model

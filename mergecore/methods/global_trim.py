@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Protocol
@@ -44,26 +44,35 @@ NOTHING = Cut(inf, -1)
 
 
 def global_cuts(tensors: Sequence[tuple[HasDensity, Target]]) -> Survey:
-    """The cut of each model, by its position in the config; None for a model that keeps all."""
+    """The cut of each model, by its position in the config; None for a model that keeps all. Plain JSON data."""
     kept, total = _amounts(tensors)
     models = [model for model in total if 0 < kept[model] < total[model]]
     cuts: dict[int, Cut | None] = {m: None if kept[m] else NOTHING for m in total if m not in models}
     if not models:
-        return cuts
+        return _as_json(cuts)
     first = yield from _places(lambda target: (None,) * len(target.models), kept)
     # The elements that begin with the same bits: how many of them are kept, and where the last of these is.
     rest = {model: place.kept for model, place in first.items()}
     second = yield from _places(lambda target: tuple(first[model].bits for model in target.models), rest)
-    return cuts | {model: _cut(first[model], second[model]) for model in models}
+    return _as_json(cuts | {model: _cut(first[model], second[model]) for model in models})
 
 
 def global_masks(target: Target) -> tuple[Mask, ...]:
     """The masks of one tensor's deltas, from the survey."""
     if target.survey is None:  # the merge is being planned
         return tuple(NOTHING.trim(key) for key in target.fixed_keys("trim"))
-    cuts: list[Cut | None] = [target.survey[model] for model in target.models]
+    cuts = [_from_json(target.survey[str(model)]) for model in target.models]
     keys = target.fixed_keys("trim")
     return tuple(None if cut is None else cut.trim(key) for cut, key in zip(cuts, keys, strict=True))
+
+
+def _as_json(cuts: Mapping[int, Cut | None]) -> dict[str, tuple[str, int] | None]:
+    """Magnitudes in hexadecimal, since JSON knows no infinity."""
+    return {str(model): None if cut is None else (cut.magnitude.hex(), cut.hash_cut) for model, cut in cuts.items()}
+
+
+def _from_json(cut: tuple[str, int] | None) -> Cut | None:
+    return None if cut is None else Cut(float.fromhex(cut[0]), cut[1])
 
 
 def _amounts(tensors: Sequence[tuple[HasDensity, Target]]) -> tuple[Counter[int], Counter[int]]:

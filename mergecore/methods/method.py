@@ -97,7 +97,8 @@ class Pass:
 
 
 Survey: TypeAlias = Generator[Pass, None, Any]
-"""Looks at all tensors before the first one is merged. What it returns is `Target.survey` of each."""
+"""Looks at all tensors before the first one is merged. What it returns is `Target.survey` of each: plain JSON data, so
+that a run that was interrupted needn't look again."""
 
 
 @dataclass(frozen=True, slots=True)

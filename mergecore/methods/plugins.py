@@ -6,6 +6,7 @@ names the module that does so under the entry point group `mergecore.methods`.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import traceback
 import zlib
@@ -39,6 +40,11 @@ def load(files: Iterable[str | Path] = ()) -> None:
 def loaded_files() -> tuple[Path, ...]:
     """The plug-ins that other processes must load to know the methods that this one knows."""
     return tuple(_loaded)
+
+
+def loaded_hashes() -> dict[str, str]:
+    """The same files, each with a hash of what it says."""
+    return {str(path): hashlib.sha256(source).hexdigest() for path, source in _loaded.items()}
 
 
 @contextmanager

@@ -104,10 +104,74 @@ def test_dry_run_and_plan_print_the_same_and_write_nothing(tmp_path: Path) -> No
 def test_plan_as_json(tmp_path: Path) -> None:
     facts = json.loads(run("plan", QUICKSTART, "--json").stdout)
     assert facts["method"] == "task_arithmetic"
-    assert facts["layers"] == 6
+    assert facts["layers"] == {"default": 6}
     assert len(facts["tensors"]) == 57
     assert facts["files"][0]["name"] == "model.safetensors"
     assert facts["write_bytes"] == sum(file["bytes"] for file in facts["files"])
+
+
+def stages(folder: Path, *models: Path) -> Path:
+    first, *others = models
+    one = f"name: one\nmerge_method: linear\nparameters: {{weight: 1}}\nmodels:\n- model: {first}\n"
+    entries = "".join(f"- model: {model}\n" for model in others)
+    return write(folder / "stages.yml", f"merge_method: linear\nparameters: {{weight: 1}}\nmodels:\n- model: one\n"
+                 f"{entries}---\n{one}")  # fmt: skip
+
+
+def test_several_stages(make_model, tmp_path: Path) -> None:
+    config = stages(tmp_path, make_model("a"), make_model("b", seed=1))
+    done = run("merge", config, tmp_path / "out", "-j", "0", "--keep-stages", tmp_path / "kept")
+    assert (done.returncode, done.stdout) == (0, "")
+    said = done.stderr.splitlines()
+    assert said[0].startswith("Planned 21 tensors of `one` by linear: ")
+    assert said[1].startswith("Planned 21 tensors by linear: ")
+    assert said[2].startswith("Merged 21 tensors of `one` with torch on cpu (")
+    assert said[3].startswith(f"Wrote {tmp_path / 'kept' / 'one'} (1 weight file, ")
+    assert said[4].startswith("Merged 21 tensors with torch on cpu (")
+    assert said[5].startswith(f"Wrote {tmp_path / 'out'} (1 weight file, ")
+    assert len(said) == 6
+    said = run("merge", config, tmp_path / "new", "-j", "0").stderr.splitlines()
+    assert [line.split(" ")[0] for line in said] == ["Planned", "Planned", "Merged", "Merged", "Wrote"]
+
+
+def test_the_plan_of_several_stages(make_model, tmp_path: Path) -> None:
+    config = stages(tmp_path, make_model("a"), make_model("b", seed=1))
+    table = run("plan", config, tmp_path / "out").stdout
+    assert f"stage         one, for a while in {tmp_path / '.out.stages' / 'one'}" in table
+    one, last = json.loads(run("plan", config, tmp_path / "out", "--json").stdout)
+    assert (one["stage"], one["stays"], last["stage"], last["stays"]) == ("one", False, None, True)
+    assert [model["name"] for model in last["models"]] == ["one", str(tmp_path / "b")]
+    assert last["folder"] == str(tmp_path / "out")
+    assert json.loads(run("plan", config, "--json").stdout)[1]["folder"] is None
+
+
+PLUGIN = """\
+from mergecore.methods import Params, method
+from mergecore_kernels.operations import WeightedSum
+
+@method("negative", params=Params, example=Params(), paper="No paper", space="weights", base="ignored", models=(1, 1))
+def negative(p, target):
+    \"\"\"The model with its sign turned.\"\"\"
+    return WeightedSum((-1.0,))
+"""
+
+
+def test_plugins(make_model, tmp_path: Path) -> None:
+    plugin = write(tmp_path / "plugin.py", PLUGIN)
+    a = make_model("a")
+    config = write(tmp_path / "config.yml", f"merge_method: negative\nmodels:\n- model: {a}\n")
+    assert "The model with its sign turned." in run("methods", "--plugin", plugin).stdout
+    assert run("methods", "negative", "--plugin", plugin).stdout.startswith("negative")
+    assert "negative" in run("plan", config, "--plugin", plugin).stdout
+    assert run("merge", config, tmp_path / "out", "--plugin", plugin).returncode == 0
+    out, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", a))
+    assert all(torch.equal(out[name], -before[name]) for name in before)
+    fails(
+        run("merge", config, tmp_path / "new", "--plugin", tmp_path / "plugn.py"),
+        2,
+        f"error: {tmp_path / 'plugn.py'}: there is no such plug-in",
+        "hint: expected a Python file",
+    )
 
 
 def test_methods() -> None:
@@ -162,7 +226,7 @@ def test_missing_model(make_model, tmp_path: Path) -> None:
     done = run("merge", config, tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 2
     error, hint = done.stderr.splitlines()
-    assert error.startswith(f"error: {config}:3: there is no model folder `cod`: tried `{tmp_path / 'cod'}`")
+    assert error.startswith(f"error: {config}:3: there is no model `cod`: tried `{tmp_path / 'cod'}`")
     assert hint == "hint: did you mean `code`?"
 
 

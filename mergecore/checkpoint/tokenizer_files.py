@@ -1,0 +1,55 @@
+"""The files of a model's tokenizer, which lie in its folder or are still to be written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mergecore.errors import CheckpointError
+
+FAST = "tokenizer.json"
+SETTINGS = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+TEMPLATE_IN_JSON = "chat_template.json"
+GENERATION = "generation_config.json"
+VOCABULARIES = (
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
+    "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json",
+)  # fmt: skip
+"""Other forms of what is in tokenizer.json."""
+TOKENIZER_FILES = (FAST, SETTINGS, "special_tokens_map.json", *VOCABULARIES, TEMPLATE, TEMPLATE_IN_JSON)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """The tokenizer of a model, file by file, with the settings for generation, which name tokens too."""
+
+    folder: Path
+    """Where the files are, or after a download will be."""
+    written: Mapping[str, bytes] = field(default_factory=dict)
+    """Files that take the place of those in the folder, by name."""
+    left_out: frozenset[str] = frozenset()
+    """Files of the folder that don't count."""
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None if there is none. Raises CheckpointError."""
+        if name in self.written:
+            return self.written[name]
+        path = self.folder / name
+        if name in self.left_out or not path.is_file():
+            return None
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise CheckpointError.at(path, f"can't be read: {error.strerror}") from error
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return name in self.written or (name not in self.left_out and (self.folder / name).is_file())
+
+    def replaced(self, written: Mapping[str, bytes], left_out: frozenset[str] = frozenset()) -> TokenizerFiles:
+        """The same with other files in the place of some, and without some."""
+        names = self.left_out | left_out
+        kept = {name: content for name, content in self.written.items() if name not in names}
+        return TokenizerFiles(self.folder, kept | dict(written), names - written.keys())

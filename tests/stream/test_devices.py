@@ -1,0 +1,379 @@
+"""Whole merges on a stand-in for a GPU: the bytes of the CPU, whatever the device's memory and the order of its work."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_family import example_config, load_weights, same_bytes, write_family
+from stand_in_device import StandIn
+from torch import Tensor
+
+from mergecore import CheckpointError, ConfigError, PlanError, RunError, api, merge, methods, plan
+from mergecore.plan.plan import OutputTensor
+from mergecore.stream import device_merger
+from mergecore.stream.device_sizes import DeviceSizes, least_device_memory
+from mergecore.stream.devices import Devices
+from mergecore.stream.reader import Files
+from mergecore.stream.writer import ShardFiles
+from mergecore_kernels import torch_ops
+from mergecore_kernels.operations import CHUNK
+
+Merge = Callable[..., dict[str, Tensor]]
+Sizes = Callable[[int, Sequence[OutputTensor]], DeviceSizes]
+
+
+def tiny(memory: int, tensors: Sequence[OutputTensor]) -> DeviceSizes:
+    """The largest tensor of the family doesn't fit into a frame, nor do all others together."""
+    return DeviceSizes(frame_bytes=1_400_000, step=2 * CHUNK, scratch_bytes=1 << 20)
+
+
+def one_frame(memory: int, tensors: Sequence[OutputTensor]) -> DeviceSizes:
+    return DeviceSizes(frame_bytes=1_200_000, step=CHUNK, scratch_bytes=1 << 20, frames=1)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory, llama) -> dict[str, Path]:
+    return write_family(tmp_path_factory.mktemp("family"), llama(1, dtype=torch.bfloat16))
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """use(*devices, **options of Devices): these are the GPUs of the next merges. All their threads must end."""
+    before = threading.active_count()
+    given: list[StandIn] = []
+
+    def use(*devices: StandIn, **options: Any) -> None:
+        given.extend(devices)
+
+        def start(names: str, memory_bytes: int | None, readers: int | None) -> Devices:
+            return Devices(devices, device_memory_bytes=memory_bytes, readers=readers, **options)
+
+        monkeypatch.setattr(api, "_start_devices", start)
+
+    yield use
+    for device in given:
+        device.close()
+    assert threading.active_count() == before
+
+
+def on_devices(config: dict[str, Any], out: Path, **options: Any) -> dict[str, Tensor]:
+    merge(config, out, **{"device": "cuda", "backend": "torch", "workers": 2, "seed": 3} | options)
+    return load_weights(out)
+
+
+def on_the_cpu(config: dict[str, Any], out: Path, **options: Any) -> dict[str, Tensor]:
+    merge(config, out, **{"workers": 0, "seed": 3} | options)
+    return load_weights(out)
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_every_method_gives_the_bytes_of_the_cpu(method: str, family, use, tmp_path: Path) -> None:
+    config = example_config(method, family)
+    want = on_the_cpu(config, tmp_path / "cpu")
+    use(StandIn(delay_s=0.002))
+    assert same_bytes(want, on_devices(config, tmp_path / "whole"))
+    use(StandIn(delay_s=0.002), choose_sizes=tiny)
+    assert same_bytes(want, on_devices(config, tmp_path / "tiny", memory="16MiB"))
+    use(StandIn(), StandIn(delay_s=0.002), choose_sizes=one_frame)
+    assert same_bytes(want, on_devices(config, tmp_path / "two", memory="16MiB", workers=1))
+
+
+def test_kernels_in_batches(family, use, tmp_path: Path) -> None:
+    """In triton's interpreter, on small tensors, which share launches. It doesn't round to bfloat16 as GPUs do."""
+    small = {}
+    for name, folder in family.items():
+        tensors = load_file(folder / "model.safetensors")
+        small[name] = tmp_path / name
+        small[name].mkdir()
+        kept = {key: x[:20, :30] if x.dim() == 2 else x for key, x in tensors.items()}
+        save_file({key: x.contiguous() for key, x in kept.items()}, small[name] / "model.safetensors")
+        (small[name] / "config.json").write_text((folder / "config.json").read_text())
+    config = example_config("ties", small) | {"dtype": "float32"}
+    want = on_the_cpu(config, tmp_path / "cpu")
+    use(StandIn(delay_s=0.002))
+    assert same_bytes(want, on_devices(config, tmp_path / "triton", backend="triton"))
+
+
+@pytest.mark.parametrize("sizes", [DeviceSizes.within, tiny])
+def test_adapters(sizes: Sizes, family, use, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(1)
+    factors = {
+        f"base_model.model.model.{module}.{factor}": torch.randn(shape, generator=generator) * 0.1
+        for module, rows, columns in [("layers.0.self_attn.q_proj", 24, 24), ("layers.0.mlp.down_proj", 24, 40)]
+        for factor, shape in [("lora_A.weight", (3, columns)), ("lora_B.weight", (rows, 3))]
+    } | {
+        "base_model.model.model.embed_tokens.lora_embedding_A": torch.randn(3, 700, generator=generator) * 0.1,
+        "base_model.model.model.embed_tokens.lora_embedding_B": torch.randn(301, 3, generator=generator) * 0.1,
+    }
+    adapter = tmp_path / "lora"
+    adapter.mkdir()
+    save_file(factors, adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 3, "lora_alpha": 6}))
+    names = {name: f"{folder}+{adapter}" if name == "b" else folder for name, folder in family.items()}
+    config = example_config("ties", names)
+    want = on_the_cpu(config, tmp_path / "cpu")
+    use(StandIn(delay_s=0.002), choose_sizes=sizes)
+    assert same_bytes(want, on_devices(config, tmp_path / "out"))
+
+    factors["base_model.model.model.embed_tokens.lora_embedding_A"][0, 0] = float("inf")
+    save_file(factors, adapter / "adapter_model.safetensors")
+    with pytest.raises(RunError, match="`model.embed_tokens.weight` holds NaN or infinite values"):
+        on_devices(config, tmp_path / "infinite")
+    counts = [
+        merge(config, tmp_path / f"on {device}", device=device, backend="torch", allow_nonfinite=True, workers=1).report
+        for device in ("cpu", "cuda")
+    ]
+    assert counts[0].nonfinite == counts[1].nonfinite != {}
+
+
+@pytest.mark.parametrize("sizes", [DeviceSizes.within, tiny])
+def test_a_survey_of_the_whole_model(sizes: Sizes, family, use, tmp_path: Path) -> None:
+    config = example_config("ties", family)
+    config["parameters"]["trim"] = "global"
+    want = on_the_cpu(config, tmp_path / "cpu")
+    use(StandIn(delay_s=0.002), StandIn(), choose_sizes=sizes)
+    assert same_bytes(want, on_devices(config, tmp_path / "out"))
+
+
+def test_other_types_and_shapes(make_model, llama, use, tmp_path: Path) -> None:
+    """Empty, scalar, integer, float64 and float8 tensors; and some whose elements are in another order in the file."""
+    models = []
+    for seed in (1, 2):
+        model = make_model(f"{seed}")
+        tensors = llama(seed=seed) | {
+            "empty": torch.empty(0, 4),
+            "scalar": torch.tensor(2.5 * seed),
+            "steps": torch.arange(5),
+            "double": torch.randn(7, dtype=torch.float64),
+            "tiny": torch.randn(9, 5).to(torch.float8_e4m3fn),
+        }
+        turned = {name: x.T.contiguous().T if x.dim() == 2 else x for name, x in tensors.items()}
+        (model / "model.safetensors").unlink()
+        torch.save(turned, model / "pytorch_model.bin")
+        models.append({"model": str(model), "parameters": {"weight": seed}})
+    config = {"merge_method": "linear", "models": models}
+    want = on_the_cpu(config, tmp_path / "cpu")
+    assert want["double"].dtype == torch.float64
+    use(StandIn(delay_s=0.002))
+    assert same_bytes(want, on_devices(config, tmp_path / "out"))
+
+
+def test_copies_that_differ(make_model, llama, use, tmp_path: Path) -> None:
+    models = [make_model(f"{i}", llama() | {"steps": torch.arange(5) + i}) for i in range(2)]
+    config = {"merge_method": "linear", "models": [{"model": str(m), "parameters": {"weight": 1}} for m in models]}
+    use(StandIn())
+    with pytest.raises(RunError, match="1: `steps` is not floating point, so it can only be copied, but it differs"):
+        on_devices(config, tmp_path / "out")
+
+
+@pytest.mark.parametrize("sizes", [DeviceSizes.within, tiny])
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_nonfinite_values(method: str, sizes: Sizes, family, use, tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    folder.mkdir()
+    tensors = load_file(family["b"] / "model.safetensors")
+    tensors["model.embed_tokens.weight"][699, 300] = float("nan")
+    tensors["model.norm.weight"][:2] = float("inf")
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text((family["b"] / "config.json").read_text())
+    config = example_config(method, {**family, "b": folder})
+    use(StandIn(), choose_sizes=sizes)
+    with pytest.raises(RunError, match=r"b: `model\.\w+\.weight` holds NaN or infinite values .*--allow-nonfinite"):
+        on_devices(config, tmp_path / "refused")
+    result = merge(config, tmp_path / "out", device="cuda", backend="torch", allow_nonfinite=True)
+    assert result.report.nonfinite == {
+        ("model.embed_tokens.weight", str(folder)): 1,
+        ("model.norm.weight", str(folder)): 2,
+    }
+
+
+@pytest.mark.parametrize("sizes", [DeviceSizes.within, tiny])
+def test_progress_and_report_count_every_byte(sizes: Sizes, family, use, tmp_path: Path) -> None:
+    moved = [0, 0]
+
+    def count(read: int, written: int) -> None:
+        moved[0] += read
+        moved[1] += written
+
+    use(StandIn(), choose_sizes=sizes)
+    config = example_config("linear", family)
+    result = merge(config, tmp_path / "out", device="cuda", backend="torch", on_progress=count)
+    assert moved == [result.report.read_bytes, result.report.written_bytes]
+    assert result.report.read_bytes == result.plan.read_bytes
+    assert result.report.written_bytes == sum(t.n_bytes for t in result.plan.tensors)
+
+
+def test_what_is_measured_is_read_once(family, use, tmp_path: Path) -> None:
+    use(StandIn())
+    result = merge(example_config("ties", family), tmp_path / "out", device="cuda", backend="torch")
+    assert result.report.read_bytes == result.plan.read_bytes
+
+
+def test_small_tensors_share_calls(family, use, tmp_path: Path, monkeypatch) -> None:
+    calls: list[int] = []
+
+    def measure_batch(jobs: Any, workspace: Any) -> Any:
+        calls.append(len(jobs))
+        return [torch_ops.measure(question, tiles, workspace) for question, tiles in jobs]
+
+    monkeypatch.setattr(torch_ops, "measure_batch", measure_batch)
+    use(StandIn())
+    result = merge(example_config("slerp", family), tmp_path / "out", device="cuda", backend="torch")
+    assert max(calls) == sum(calls) == len(result.plan.tensors)
+
+
+class OutOfMemory:
+    """Fails where there is more than so much to do."""
+
+    def __init__(self, most_elements: int) -> None:
+        self.most_elements, self.failures = most_elements, 0
+
+    def combine_batch(self, jobs: Any, workspace: Any) -> None:
+        if sum(len(tile) for _, tile, _ in jobs) > self.most_elements:
+            self.failures += 1
+            raise torch.cuda.OutOfMemoryError("injected")
+        for combine, tile, out in jobs:
+            torch_ops.combine(combine, tile, out, workspace)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_smaller_tiles_when_memory_runs_out(method: str, family, use, tmp_path: Path, monkeypatch) -> None:
+    config = example_config(method, family)
+    want = on_the_cpu(config, tmp_path / "cpu")
+    limited = OutOfMemory(most_elements=CHUNK)
+    monkeypatch.setattr(torch_ops, "combine_batch", limited.combine_batch)
+    use(StandIn(delay_s=0.002))
+    result = merge(config, tmp_path / "out", device="cuda", backend="torch", device_memory="40MB", seed=3)
+    assert same_bytes(want, load_weights(tmp_path / "out"))
+    assert limited.failures
+    assert result.report.notes == ("cpu ran out of memory: merged on with smaller tiles",)
+    assert result.report.written_bytes == sum(t.n_bytes for t in result.plan.tensors)
+
+
+def test_frames_that_don_t_fit(family, use, tmp_path: Path) -> None:
+    held: list[int] = []
+
+    def allocate(n_bytes: int) -> None:
+        held.append(n_bytes)
+        if n_bytes > 1_400_000:
+            raise torch.cuda.OutOfMemoryError("injected")
+
+    config = example_config("slerp", family)
+    want = on_the_cpu(config, tmp_path / "cpu")
+    use(StandIn(on_allocate=allocate))
+    assert same_bytes(want, on_devices(config, tmp_path / "out"))
+    assert held[0] > 1_400_000 > held[-1]
+
+
+def test_memory_that_is_never_enough(family, use, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch_ops, "combine_batch", OutOfMemory(most_elements=-1).combine_batch)
+    use(StandIn())
+    with pytest.raises(RunError, match="--device: cpu ran out of memory, even with the smallest tiles .hint: end other"):
+        on_devices(example_config("linear", family), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plug_in_that_runs_out_of_memory(family, use, tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(PLUGIN)
+    models = [{"model": str(family[name])} for name in "ab"]
+    use(StandIn())
+    merge({"merge_method": "mean_of_few", "models": models}, tmp_path / "out", device="cuda", backend="torch",
+          plugins=[plugin])  # fmt: skip
+    a, b = (load_file(family[name] / "model.safetensors")["lm_head.weight"].float() for name in "ab")
+    assert torch.equal(load_weights(tmp_path / "out")["lm_head.weight"], ((a + b) / 2).bfloat16())
+
+
+PLUGIN = """
+import torch
+from mergecore.methods import Params, method
+from mergecore_kernels.operations import CHUNK, TileFunction
+
+def mean(inputs, base):
+    if len(inputs[0]) > CHUNK:
+        raise torch.cuda.OutOfMemoryError("injected")
+    return (inputs[0] + inputs[1]) / 2
+
+@method("mean_of_few", paper="none", space="weights", models=2, base="optional", params=Params,
+        example=Params())
+def mean_of_few(p, target):
+    return TileFunction(mean)
+"""
+
+
+@pytest.mark.parametrize("place", ["read", "compute", "write"])
+def test_a_failure_ends_the_merge_with_its_error(place: str, family, use, tmp_path: Path, monkeypatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise CheckpointError.at("here", f"failed to {place}")
+
+    owner, name = {
+        "read": (Files, "read_elements"),
+        "compute": (device_merger.DeviceMerger, "_combine"),
+        "write": (ShardFiles, "write"),
+    }[place]
+    monkeypatch.setattr(owner, name, fail)
+    use(StandIn(delay_s=0.002), StandIn(), choose_sizes=tiny)
+    with pytest.raises(CheckpointError, match=f"here: failed to {place}"):
+        on_devices(example_config("ties", family), tmp_path / "out")
+
+
+def test_a_merge_that_is_interrupted(family, use, tmp_path: Path) -> None:
+    def interrupt(read: int, written: int) -> None:
+        raise KeyboardInterrupt
+
+    use(StandIn(delay_s=0.002), choose_sizes=tiny)
+    with pytest.raises(KeyboardInterrupt):
+        on_devices(example_config("ties", family), tmp_path / "out", on_progress=interrupt)
+
+
+def test_too_little_device_memory(family, tmp_path: Path, use) -> None:
+    use(StandIn(free_bytes=1_000_000))
+    config = example_config("linear", family)
+    message = r"--device-memory: 0.{} MB is too little: at least [\d.]+ MB are needed .hint: give more memory, or leave"
+    with pytest.raises(PlanError, match=message.format("5")):
+        on_devices(config, tmp_path / "given", device_memory="500KB")
+    with pytest.raises(PlanError, match=message.format("8")):
+        on_devices(config, tmp_path / "free")
+    least = least_device_memory(plan(config).tensors)
+    assert same_bytes(on_the_cpu(config, tmp_path / "cpu"), on_devices(config, tmp_path / "out", device_memory=least))
+
+
+def test_device_memory_is_for_gpus(family, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--device-memory: is for GPUs, and the device is cpu .hint: add --device"):
+        merge(example_config("linear", family), tmp_path / "out", device_memory="1GB")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("banana", "--device: `banana` can't be used: .*leave it out to merge on the CPU"),
+        ("cuda:0,banana", "--device: `.*` can't be used: .*leave it out"),
+        ("meta", "--device: `meta` can't be used: merges run on the CPU, or on GPUs of the types cuda and xpu"),
+    ],
+)
+def test_devices_that_can_t_be_used(names: str, message: str, family, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=message):
+        merge(example_config("linear", family), tmp_path / "out", device=names, backend="torch")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu(family, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="--device: `cuda` can't be used: .* .hint: leave it out to merge on the CPU"):
+        merge(example_config("linear", family), tmp_path / "out", device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", methods.names())
+def test_a_gpu_gives_the_bytes_of_the_cpu(method: str, family, tmp_path: Path) -> None:
+    config = example_config(method, family)
+    want = on_the_cpu(config, tmp_path / "cpu")
+    assert same_bytes(want, on_devices(config, tmp_path / "all", backend="auto"))
+    assert same_bytes(want, on_devices(config, tmp_path / "little", backend="auto", device_memory="100MB"))
