@@ -12,8 +12,10 @@ from mergecore.diagnostics.cpu_arithmetic import Finding, check_cpu
 from mergecore.diagnostics.devices import load_kernels, pick_device
 from mergecore.diagnostics.environment import Environment, look_around
 from mergecore.diagnostics.kernel_check import KernelCheck, check_kernels, planned_cases
+from mergecore.diagnostics.merge_check import MergeCheck, check_merges
 
 NO_GPU = "the kernels: torch sees no GPU. The test suite checks them on the CPU, in triton's interpreter"
+NO_MERGES = "merges on a GPU: there is none. The test suite does them on a stand-in for one"
 NO_TRITON = "the kernels: triton is not installed. The GPU runs the operations in torch"
 
 
@@ -28,10 +30,12 @@ class DoctorReport:
     kernels: tuple[KernelCheck, ...]
     skipped: tuple[str, ...]
     """What was not checked, and why."""
+    merges: tuple[MergeCheck, ...] = ()
 
     @property
     def passed(self) -> bool:
-        return all(finding.passed for finding in self.cpu) and all(check.passed for check in self.kernels)
+        checks: tuple[Finding | KernelCheck | MergeCheck, ...] = (*self.cpu, *self.kernels, *self.merges)
+        return all(check.passed for check in checks)
 
 
 def examine(device: str = "auto", tell: Callable[[str], None] = lambda line: None) -> DoctorReport:
@@ -42,10 +46,13 @@ def examine(device: str = "auto", tell: Callable[[str], None] = lambda line: Non
     name = pick_device(device)
     environment, cpu = look_around(), check_cpu()
     if torch.device(name).type == "cpu":
-        return DoctorReport(environment, name, cpu, (), (NO_GPU,))
+        return DoctorReport(environment, name, cpu, (), (NO_GPU, NO_MERGES))
     kernels, gpu = load_kernels(), torch.device(name)
     checks, skipped = check_kernels(kernels, gpu, planned_cases(), tell)
     if kernels is None:
-        return DoctorReport(environment, name, cpu, checks, (NO_TRITON, *skipped))
-    tell("Checking batches of small tensors")
-    return DoctorReport(environment, name, cpu, (*checks, *check_batches(kernels, gpu)), skipped)
+        skipped = (NO_TRITON, *skipped)
+    else:
+        tell("Checking batches of small tensors")
+        checks = (*checks, *check_batches(kernels, gpu))
+    tell("Checking whole merges")
+    return DoctorReport(environment, name, cpu, checks, skipped, tuple(check_merges(name)))

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from mergecore import methods
 from mergecore.api import merge
+from mergecore.diagnostics.kernel_check import anonymous
 from mergecore.methods import Method, Scope
+from mergecore.stream.accelerator import open_gpus
 
-_SHAPES = {"small": (7,), "row": (1, 4099), "matrix": (96, 1000), "large": (1100, 521)}
-"""Of the tensors: the large one has several chunks, and none has a length that suits a GPU."""
-_MEMORIES = (None, "150MB")
+_SHAPES = {"small": (7,), "row": (1, 4099), "matrix": (96, 331), "large": (1100, 1000)}
+"""Of the tensors. The large one has many chunks."""
+_MEMORIES = (None, "32MB")
 """Of the device: what is free, and so little that the large tensor goes through in tiles."""
 
 
@@ -37,25 +39,32 @@ class MergeCheck:
 
 
 def check_merges(device: str) -> Iterator[MergeCheck]:
-    """Merge small generated models by each of mergecore's methods, on the CPU and on the device."""
+    """Merge small generated models by each of mergecore's methods, on the CPU and on each GPU that `device` names."""
+    gpus = _names(device)
     with TemporaryDirectory() as root:
         files = _write_models(Path(root))
         for name in methods.names():
             method = methods.get(name)
             if method.recipe.__module__.startswith("mergecore."):
-                yield MergeCheck(name, device, _problem(_config(method, files), device, Path(root) / name))
+                config = _config(method, files)
+                want = _merged(config, Path(root) / name / "cpu", device="cpu", workers=0)
+                for gpu in gpus:
+                    yield MergeCheck(name, gpu, _problem(config, want, gpu, Path(root) / name / gpu.replace(":", "")))
 
 
-def _problem(config: dict[str, Any], device: str, out: Path) -> str:
+def _names(device: str) -> list[str]:
+    return [str(gpu.device) for gpu in open_gpus(device)]
+
+
+def _problem(config: dict[str, Any], want: bytes, device: str, out: Path) -> str:
     try:
-        want = _merged(config, out / "cpu", device="cpu", workers=0)
         for i, memory in enumerate(_MEMORIES):
             got = _merged(config, out / f"{i}", device=device, device_memory=memory)
             if got != want:
                 limit = f" within {memory}" if memory else ""
                 return f"{sum(a != b for a, b in zip(got, want, strict=True))} bytes differ from the CPU's{limit}"
     except Exception as error:  # as in kernel_check: the others are still looked at
-        return f"{type(error).__name__}: {error}"
+        return anonymous(f"{type(error).__name__}: {error}")
     return ""
 
 

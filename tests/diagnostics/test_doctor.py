@@ -13,6 +13,7 @@ from mergecore.diagnostics.batch_check import check_batches
 from mergecore.diagnostics.cpu_arithmetic import Finding
 from mergecore.diagnostics.doctor import examine
 from mergecore.diagnostics.kernel_check import check_kernels
+from mergecore.diagnostics.merge_check import MergeCheck
 from mergecore_kernels.cases import OPERATIONS, SIZES, Case
 
 CPU = torch.device("cpu")
@@ -27,6 +28,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "planned_cases", lambda: iter([(CASE, True)]))
     monkeypatch.setattr(doctor, "check_kernels", lambda kernels, _, *rest: check_kernels(kernels, CPU, *rest))
     monkeypatch.setattr(doctor, "check_batches", lambda kernels, _: check_batches(kernels, CPU))
+    monkeypatch.setattr(doctor, "check_merges", lambda device: [MergeCheck("ties", f"{device}:0", "")])
     monkeypatch.setattr(batch_check, "LENGTHS", (17, 5))
 
 
@@ -36,6 +38,7 @@ def test_without_a_gpu_it_says_what_is_skipped() -> None:
     assert report.kernels == ()
     assert report.skipped == (
         "the kernels: torch sees no GPU. The test suite checks them on the CPU, in triton's interpreter",
+        "merges on a GPU: there is none. The test suite does them on a stand-in for one",
     )
 
 
@@ -51,11 +54,18 @@ def test_with_a_gpu(gpu: None, kernels: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert report.device == "cuda"
     assert report.passed
     assert {check.size for check in report.kernels} == {"small", "batch"}
-    assert told == ["Checking ties bf16 M=2 small", "Checking batches of small tensors"]
+    assert report.merges == (MergeCheck("ties", "cuda:0", ""),)
+    assert told == ["Checking ties bf16 M=2 small", "Checking batches of small tensors", "Checking whole merges"]
 
 
 def test_with_a_gpu_and_broken_kernels(gpu: None, broken_kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "load_kernels", lambda: broken_kernels)
+    assert not examine().passed
+
+
+def test_with_a_gpu_that_merges_wrongly(gpu: None, kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "load_kernels", lambda: kernels)
+    monkeypatch.setattr(doctor, "check_merges", lambda device: [MergeCheck("ties", "cuda:0", "2 bytes differ")])
     assert not examine().passed
 
 

@@ -56,6 +56,8 @@ def _numbers(result: Any) -> Iterator[float | int | None]:
     """All numbers of a measurement, in order."""
     if isinstance(result, np.ndarray):
         result = result.tolist()
+    if isinstance(result, dict):
+        result = list(result.items())
     if isinstance(result, list | tuple):
         for part in result:
             yield from _numbers(part)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mergecore_kernels.cases.data import Data
 from mergecore_kernels.operations import (
+    MAGNITUDE_LOW_BITS,
     Consensus,
     Drop,
     Energies,
@@ -21,6 +22,7 @@ from mergecore_kernels.operations import (
     ImportanceQuantiles,
     KthMagnitudes,
     LargestVariances,
+    MagnitudeCounts,
     MagnitudeSums,
     Mask,
     NearSwap,
@@ -83,6 +85,17 @@ def _kth_magnitudes(data: Data) -> list[float]:
     assert isinstance(data.spec, KthMagnitudes)
     pairs = zip(_values(data), data.spec.kept, strict=True)
     return [float(delta.abs().kthvalue(data.n - k + 1).values) for delta, k in pairs]
+
+
+def _magnitude_counts(data: Data) -> list[Tensor]:
+    """Of all bits, also those that don't occur."""
+    assert isinstance(data.spec, MagnitudeCounts)
+    counts = []
+    for delta, first_bits in zip(_values(data), data.spec.first_bits, strict=True):
+        bits = delta.float().abs().view(torch.int32)
+        first, low = bits >> MAGNITUDE_LOW_BITS, bits & ((1 << MAGNITUDE_LOW_BITS) - 1)
+        counts.append(torch.bincount(first if first_bits is None else low[first == first_bits]))
+    return counts
 
 
 def _magnitude_sums(data: Data) -> list[tuple[float, float]]:
@@ -220,6 +233,8 @@ BY_HAND: dict[str, Callable[[Data], object]] = {
     "weighted_rows": _weighted_vectors,
     "weighted_columns": _weighted_vectors,
     "kth_magnitudes": _kth_magnitudes,
+    "magnitude_counts": _magnitude_counts,
+    "magnitude_low_counts": _magnitude_counts,
     "magnitude_sums": _magnitude_sums,
     "ties": _consensus,
     "breadcrumbs": _consensus,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mergecore_kernels.operations import (
     HASH_RANGE,
+    MAGNITUDE_LOW_BITS,
     Combine,
     Consensus,
     Copy,
@@ -23,6 +24,7 @@ from mergecore_kernels.operations import (
     Key,
     KthMagnitudes,
     LargestVariances,
+    MagnitudeCounts,
     MagnitudeSums,
     Measure,
     NearSwap,
@@ -160,6 +162,12 @@ def _weighted_columns(request: Request) -> WeightedColumns:
     return WeightedColumns(request.weight_vectors(request.columns), request.columns)
 
 
+def _low_counts(request: Request) -> MagnitudeCounts:
+    """Of the magnitudes that begin as the one where a trim ends."""
+    magnitudes = np.array([trim.magnitude for trim in request.trims(DENSITY)], dtype=np.float32)
+    return MagnitudeCounts(tuple((magnitudes.view(np.int32) >> MAGNITUDE_LOW_BITS).tolist()))
+
+
 def _importance_quantiles(request: Request) -> ImportanceQuantiles:
     return ImportanceQuantiles((0.25, 0.5, 0.75), request.columns, request.n)
 
@@ -199,6 +207,10 @@ OPERATIONS = {
         Operation("weighted_columns", "weights of each column", _weighted_columns, lambda m: 3 * m, writes=True),
         Operation("kth_magnitudes", "trim thresholds", lambda r: KthMagnitudes(r.kept, r.keys), lambda m: 3 * m),
         Operation(
+            "magnitude_counts", "histogram of first bits", lambda r: MagnitudeCounts((None,) * r.m), lambda m: 6 * m
+        ),
+        Operation("magnitude_low_counts", "histogram of the other bits", _low_counts, lambda m: 7 * m),
+        Operation(
             "magnitude_sums",
             "sums of |delta| before and after a drop",
             lambda r: MagnitudeSums(r.drops),
@@ -214,7 +226,7 @@ OPERATIONS = {
             _della,
             lambda m: m * (7 + HASH_STEPS + SORT_STEPS) + 3,
             writes=True,
-            scratch_bytes=16,
+            scratch_bytes=16,  # the mask of a model takes a byte
         ),
         Operation("dare_linear", "drop, sum", _dare_linear, lambda m: m * (4 + HASH_STEPS), writes=True),
         Operation(

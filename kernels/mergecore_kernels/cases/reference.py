@@ -5,6 +5,7 @@ Output tensors are compared in some windows, measurements over all elements.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from math import inf, sqrt
 from typing import Any
@@ -18,6 +19,7 @@ from mergecore_kernels.cases.expected import EPSILON, exact_deltas, expected, se
 from mergecore_kernels.operations import (
     CHUNK,
     HASH_RANGE,
+    MAGNITUDE_LOW_BITS,
     Drop,
     Energies,
     Gram,
@@ -26,6 +28,7 @@ from mergecore_kernels.operations import (
     ImportanceQuantiles,
     KthMagnitudes,
     LargestVariances,
+    MagnitudeCounts,
     MagnitudeSums,
     OverlapCounts,
     Trim,
@@ -58,6 +61,8 @@ def problem_of(data: Data, result: Any) -> str:
         return _quantiles_problem(data, spec, result)
     if isinstance(spec, KthMagnitudes):
         return _kth_problem(data, spec, result)
+    if isinstance(spec, MagnitudeCounts):
+        return _histogram_problem(data, spec, result)
     if isinstance(spec, MagnitudeSums):
         return _sums_problem(data, spec, result)
     if isinstance(spec, LargestVariances):
@@ -192,6 +197,25 @@ def _variances_problem(data: Data, spec: LargestVariances, result: Trim) -> str:
         return "" if result.magnitude == inf else f"the magnitude is {result.magnitude}, but no element varies"
     problem = _rank_problem(result, k, above, equal)
     return f"of the squared deviations, {problem}" if problem else ""
+
+
+def _histogram_problem(data: Data, spec: MagnitudeCounts, result: list[dict[int, int]]) -> str:
+    want = [Counter[int]() for _ in spec.first_bits]
+    for deltas in _blocks(data):
+        for counts, delta, first_bits in zip(want, deltas, spec.first_bits, strict=True):
+            bits = delta.abs().float().view(torch.int32)
+            if first_bits is None:
+                bits >>= MAGNITUDE_LOW_BITS
+            else:
+                bits = bits[bits >> MAGNITUDE_LOW_BITS == first_bits] % (1 << MAGNITUDE_LOW_BITS)
+            found, numbers = (values.tolist() for values in torch.unique(bits, return_counts=True))
+            counts.update(dict(zip(found, numbers, strict=True)))
+    for i, (got, counts) in enumerate(zip(result, want, strict=True)):
+        wrong = [bits for bits in sorted(got.keys() | counts.keys()) if got.get(bits, 0) != counts[bits]]
+        if wrong:
+            there, found = got.get(wrong[0], 0), counts[wrong[0]]
+            return f"of delta {i}, {there} elements are said to have the bits {wrong[0]}, {found} have them"
+    return ""
 
 
 def _sums_problem(data: Data, spec: MagnitudeSums, result: list[tuple[float, float]]) -> str:

@@ -43,7 +43,7 @@ from mergecore_kernels.torch_ops.importance import importance_quantiles, take_im
 from mergecore_kernels.torch_ops.magnitude_counts import magnitude_counts
 from mergecore_kernels.torch_ops.magnitude_sums import magnitude_sums
 from mergecore_kernels.torch_ops.nearswap import nearswap
-from mergecore_kernels.torch_ops.nonfinite import count_nonfinite, count_nonfinite_batch
+from mergecore_kernels.torch_ops.nonfinite import count_nonfinite, count_nonfinite_batch, nonfinite_counts
 from mergecore_kernels.torch_ops.order_statistics import kth_magnitudes
 from mergecore_kernels.torch_ops.overlaps import overlap_counts, overlap_mean
 from mergecore_kernels.torch_ops.selective_consensus import selective_consensus
@@ -64,6 +64,7 @@ __all__ = [
     "count_nonfinite_batch",
     "measure",
     "measure_batch",
+    "nonfinite_counts",
 ]
 
 _MEASURES: dict[type, Any] = {

@@ -14,6 +14,8 @@ from mergecore_kernels.torch_ops.workspace import Workspace
 
 _PIECE = 1 << 15
 """Elements computed at a time: the sum and the term stay in the cache for all ranks."""
+_GPU_PIECE = 1 << 22
+"""The same on a GPU, where a call must have enough to do."""
 
 
 def add_low_rank(values: Tensor, start: int, left: Tensor, right: Tensor, workspace: Workspace) -> None:
@@ -25,7 +27,7 @@ def add_low_rank(values: Tensor, start: int, left: Tensor, right: Tensor, worksp
     """
     columns = right.shape[1]
     stop = start + values.numel()
-    step = max(_PIECE // columns, 1)
+    step = max((_PIECE if values.device.type == "cpu" else _GPU_PIECE) // columns, 1)
     for row in range(start // columns, -(-stop // columns), step):
         rows = left[row : row + step]
         first, end = row * columns, (row + len(rows)) * columns

@@ -24,13 +24,24 @@ def count_nonfinite(x: Tensor) -> int:
     """How many elements of x (contiguous) are NaN or infinite."""
     if is_finite(x):
         return 0
-    signed, _, infinity = _NOT_FINITE[x.dtype]
-    return int(torch.count_nonzero((x.view(signed) & torch.iinfo(signed).max) >= infinity))
+    return int(_count(x))
 
 
 def count_nonfinite_batch(tensors: Sequence[Tensor]) -> list[int]:
     """The same for each of them, one after another. On a GPU, with kernels, they share launches."""
     return [count_nonfinite(x) for x in tensors]
+
+
+def nonfinite_counts(tensors: Sequence[Tensor]) -> Tensor:
+    """The same as int64 [tensors] on their device: the host needn't wait for it."""
+    if not tensors or tensors[0].device.type == "cpu":
+        return torch.tensor(count_nonfinite_batch(tensors), dtype=torch.int64)
+    return torch.stack([_count(x) for x in tensors])
+
+
+def _count(x: Tensor) -> Tensor:
+    signed, _, infinity = _NOT_FINITE[x.dtype]
+    return torch.count_nonzero((x.view(signed) & torch.iinfo(signed).max) >= infinity)
 
 
 def is_finite(x: Tensor) -> bool:

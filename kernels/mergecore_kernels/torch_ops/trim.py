@@ -21,7 +21,7 @@ def trim(delta: Tensor, mask: Trim, start: int, workspace: Workspace) -> None:
     hash is above its cut; then all above its upper magnitude, and those equal to that whose hash is not above its
     upper cut. NaN and Inf are larger than every finite magnitude, but NaN is never left out as an outlier.
 
-    Shapes: delta [n], within one block of hashes, the elements from `start` on, a multiple of CHUNK.
+    Shapes: delta [n], the elements from `start` on, all within one block of hashes.
     """
     _keep_largest(delta, mask, start, workspace)
     if mask.upper == inf:

@@ -32,7 +32,7 @@ def largest_variances(tiles: Tiles, spec: LargestVariances, workspace: Workspace
 def select(deltas: list[Tensor], selection: Trim | None, start: int, workspace: Workspace) -> None:
     """Set to +0, in place, the deltas of all elements whose squared deviations the selection doesn't keep.
 
-    Shapes: deltas M x [n], within one block of hashes, the elements from `start` on, a multiple of CHUNK.
+    Shapes: deltas M x [n], the elements from `start` on, all within one block of hashes.
     """
     if selection is None:
         return

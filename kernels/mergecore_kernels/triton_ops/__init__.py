@@ -5,7 +5,7 @@ device (or on the CPU under TRITON_INTERPRET=1).
 
 Each operation has a batch form; a single call is a batch of one. Jobs of a batch that have the same layout (number and
 dtypes of inputs, base and output; alignment) share a launch. `combine_batch` doesn't make the host wait;
-`measure_batch` makes it wait once, if all tiles are in lists.
+`measure_batch` makes it wait once, if all tiles are in lists; twice where magnitudes are counted.
 
 Kernels compute in float32. Jobs with a float64 tensor among their inputs go to the torch twin, on the same device: such
 models are rare, and each kernel would need a second form.
@@ -55,7 +55,7 @@ from mergecore_kernels.triton_ops.importance import importance_quantiles_batch, 
 from mergecore_kernels.triton_ops.magnitude_counts import magnitude_counts_batch
 from mergecore_kernels.triton_ops.magnitude_sums import magnitude_sums_batch
 from mergecore_kernels.triton_ops.nearswap import nearswap_batch
-from mergecore_kernels.triton_ops.nonfinite import count_nonfinite, count_nonfinite_batch
+from mergecore_kernels.triton_ops.nonfinite import count_nonfinite, count_nonfinite_batch, nonfinite_counts
 from mergecore_kernels.triton_ops.order_statistics import kth_magnitudes_batch
 from mergecore_kernels.triton_ops.overlaps import overlap_counts_batch, overlap_mean_batch
 from mergecore_kernels.triton_ops.selective_consensus import selective_consensus_batch
@@ -78,6 +78,7 @@ __all__ = [
     "count_nonfinite_batch",
     "measure",
     "measure_batch",
+    "nonfinite_counts",
 ]
 
 _MEASURES: dict[type, Any] = {

@@ -7,7 +7,7 @@ Each file with kernels has two things for that:
 
 `examples` gives launches of the file's kernels on small CPU tensors, by way of the real launchers (the parts of
 `combine_batch` and `measure_batch`); they are made with kernels that compile but don't run, so results mean nothing. It
-is called for several m from 1 to 16; what m hardly changes can be shown for m = 2 only, to save time. The first example
+is called for several m from 2 to 16; what m hardly changes can be shown for m = 2 only, to save time. The first example
 is the most usual one: for most targets, dtypes and m it is the only one that is compiled.
 """
 
@@ -39,7 +39,7 @@ class Claim:
     bytes_per_element: Callable[[Mapping[str, Any]], float] | None
     """constexpr arguments -> bytes that one pass reads and writes per element, which is the least possible.
 
-    None for a kernel that works on tables of partial results rather than on the tensors.
+    None for a kernel that works on tables of partial results rather than on the tensors, or whose bytes depend on more.
     """
     width_bits: Callable[[Mapping[str, Any]], int] = field(default=lambda constants: 128)
     """constexpr arguments -> of each access to the tensors, but for the last elements, where they are aligned.

@@ -228,7 +228,7 @@ def bytes_moved(tile: Tile, out: Tensor) -> int:
 
 CLAIMS = {
     "_consensus_kernel": Claim(
-        registers={2: 72, 4: 92, 8: 144, 12: 206, 16: 150},
+        registers={2: 68, 4: 84, 8: 144, 12: 206, 16: 150},
         bytes_per_element=bytes_once,
         width_bits=lambda constants: 128 if len(constants["INPUTS"]) <= WIDE else 64,
         divides=lambda constants: bool(constants["MEAN"]),

@@ -12,7 +12,7 @@ instructions and 26 loads from the cache per element of a row of 4096.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mergecore_kernels.operations import Key, RankedDrop
+from mergecore_kernels.operations import Key, RankedDrop, whole_rows
 from mergecore_kernels.torch_ops.ranked_drop import linear_thresholds, magnitude_bits
 from mergecore_kernels.torch_ops.sieve import INFINITY
 from mergecore_kernels.torch_ops.tile import Tile
@@ -30,6 +30,7 @@ from mergecore_kernels.torch_ops.workspace import Workspace
 from mergecore_kernels.triton_ops.claims import Claim, Examples, bytes_once
 from mergecore_kernels.triton_ops.counter_hash import hash_index, key_words
 from mergecore_kernels.triton_ops.launch_table import (
+    ALIGNMENT,
     BLOCK,
     Layout,
     grouped,
@@ -50,9 +51,12 @@ from mergecore_kernels.triton_ops.loading import (
     whole_part,
 )
 
-LONGEST = 16_384
-"""Columns of a row that a program has registers enough to sort."""
+LONGEST = 8192
+"""Columns of a row that a program sorts: 8 for each of 1024 threads, the most that a program can have."""
 _SHORTEST = 128
+_AT_ONCE = 1 << 22
+"""Elements that are sorted before it is decided which of them are kept. It bounds the memory for what is sorted:
+4 bytes per element, or some 50 where torch sorts."""
 _INFINITY = tl.constexpr(INFINITY)
 _BEYOND = tl.constexpr(0x7FFFFFFF)
 """Larger than every magnitude."""
@@ -175,6 +179,8 @@ def _entry(
 
 
 _Job: TypeAlias = tuple[RankedDrop, Tile]
+_Piece: TypeAlias = tuple[RankedDrop, Tile, Tensor]
+"""With its part of what is written."""
 
 
 def kept_batch(jobs: Sequence[_Job], workspace: Workspace) -> list[Tensor]:
@@ -183,14 +189,37 @@ def kept_batch(jobs: Sequence[_Job], workspace: Workspace) -> list[Tensor]:
     The jobs' tiles are whole rows of one input and its base. The host doesn't wait.
     """
     kept = [torch.empty(len(tile) + BLOCK, dtype=torch.uint8, device=workspace.device) for _, tile in jobs]
-    filled = [(_kind(*job), (*job, out)) for job, out in zip(jobs, kept, strict=True) if len(job[1])]
-    for (layout, columns), group in grouped(filled).items():
-        masks, tiles, outs = zip(*group, strict=True)
-        _launch(layout, columns, masks, tiles, outs, workspace.device)
+    pieces = [piece for job, out in zip(jobs, kept, strict=True) for piece in _pieces(*job, out)]
+    for (layout, columns), group in grouped((_kind(*piece), piece) for piece in pieces).items():
+        for some in _rounds(group):
+            masks, tiles, outs = zip(*some, strict=True)
+            _launch(layout, columns, masks, tiles, outs, workspace.device)
     return kept
 
 
-def _kind(mask: RankedDrop, tile: Tile) -> tuple[Layout, int]:
+def _pieces(mask: RankedDrop, tile: Tile, out: Tensor) -> Iterator[_Piece]:
+    """The job in pieces of whole rows, which begin as many elements after its begin as keep addresses aligned."""
+    size = whole_rows(_AT_ONCE, mask.columns * ALIGNMENT)
+    for at in range(0, len(tile), size):
+        end = min(at + size, len(tile))
+        yield mask, tile.part(at, end), out[at:end]
+
+
+def _rounds(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
+    """The pieces that are sorted together."""
+    some: list[_Piece] = []
+    held = 0
+    for piece in pieces:
+        if some and held + len(piece[1]) > _AT_ONCE:
+            yield some
+            some, held = [], 0
+        some.append(piece)
+        held += len(piece[1])
+    if some:
+        yield some
+
+
+def _kind(mask: RankedDrop, tile: Tile, _: Tensor) -> tuple[Layout, int]:
     """What the kernels are compiled for, and the columns of a row."""
     assert tile.compute == torch.float32, "float64 is left to the torch twin"
     assert len(tile) % mask.columns == tile.start % mask.columns == 0, "rows must be whole"
@@ -244,7 +273,7 @@ def _ordered(layout: Layout, columns: int, tiles: Sequence[Tile], device: torch.
         columns,
         **constants | {"ALIGNED": constants["ALIGNED"] and columns % 16 == 0},
         WIDTH=width,
-        **launch_options(width, per_thread=32 if width == LONGEST else 16),
+        **launch_options(width),
     )
     return ordered
 
@@ -262,11 +291,11 @@ def bytes_moved(tile: Tile) -> int:
 
 CLAIMS = {
     "_sort_kernel": Claim(
-        registers=dict.fromkeys((2, 4, 8), 128),
+        registers={2: 64},
         bytes_per_element=lambda constants: bytes_once(constants) + 4,
     ),
     "_keep_kernel": Claim(
-        registers=dict.fromkeys((2, 4, 8), 144),
+        registers={2: 144},
         bytes_per_element=bytes_once,  # the mask's bytes and the cached magnitudes are moved in narrower accesses
         divides=lambda constants: True,
     ),
@@ -274,13 +303,11 @@ CLAIMS = {
 
 
 def examples(m: int, dtype: torch.dtype) -> Examples:
-    """Rows that are quick to compile, and the longest that are sorted here. The number of models plays no part."""
-    if m != 2:
-        return {}
-    return {f"rows of {columns}": partial(_example, columns, dtype) for columns in (1024, LONGEST)}
+    """The longest rows that are sorted here, by the largest programs. The number of models plays no part."""
+    return {f"rows of {LONGEST}": partial(_example, dtype)} if m == 2 else {}
 
 
-def _example(columns: int, dtype: torch.dtype, workspace: Workspace) -> list[Tensor]:
-    x = torch.zeros(columns, dtype=dtype)
-    mask = RankedDrop(0.5, 0.1, columns, Key.of("example", 0, "", 0))
+def _example(dtype: torch.dtype, workspace: Workspace) -> list[Tensor]:
+    x = torch.zeros(LONGEST, dtype=dtype)
+    mask = RankedDrop(0.5, 0.1, LONGEST, Key.of("example", 0, "", 0))
     return kept_batch([(mask, Tile(0, [x], x, torch.float32))], workspace)

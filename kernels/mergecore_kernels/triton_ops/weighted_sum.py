@@ -213,7 +213,7 @@ def bytes_moved(tile: Tile, out: Tensor) -> int:
 
 CLAIMS = {
     "_weighted_sum_kernel": Claim(
-        registers={2: 48, 8: 80, 16: 108},
+        registers={2: 42, 8: 74, 16: 108},
         bytes_per_element=bytes_once,
         divides=lambda constants: constants["WEIGHTS"] in ("of rows", "of columns"),
     )

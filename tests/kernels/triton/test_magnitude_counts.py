@@ -9,7 +9,7 @@ from mergecore_kernels import torch_ops, triton_ops
 from mergecore_kernels.operations import MAGNITUDE_LOW_BITS, MagnitudeCounts
 from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace
 
-F32, F64 = torch.float32, torch.float64
+BF16, F16, F32, F64 = torch.bfloat16, torch.float16, torch.float32, torch.float64
 
 
 def both(jobs):
@@ -18,7 +18,7 @@ def both(jobs):
     return triton_ops.measure_batch(jobs, workspace), torch_ops.measure_batch(jobs, workspace)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, F32], ids=str)
+@pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
 @pytest.mark.parametrize("offset", [0, 1])
 def test_both_halves_of_the_bits(fine_tunes, special_values, guarded, cut, dtype, offset):
     base, models = fine_tunes(5003, [dtype] * 4)
@@ -46,7 +46,7 @@ def test_bits_of_zero_and_of_infinity(special_values):
 
 def test_a_batch_of_several_kinds_and_lengths(fine_tunes, cut):
     jobs = []
-    for n, dtypes in ((1, [F32] * 2), (2048, [torch.bfloat16] * 3), (CHUNK + 17, [torch.bfloat16] * 3), (77, [F64] * 2)):
+    for n, dtypes in ((1, [F32] * 2), (2048, [BF16] * 3), (CHUNK + 17, [BF16] * 3), (77, [F64] * 2)):
         base, models = fine_tunes(n, dtypes)
         jobs.append((MagnitudeCounts((None,) * len(models)), cut(models, base)))
     jobs.append((MagnitudeCounts((None, 5)), []))

@@ -45,6 +45,12 @@ def test_every_width(special_values, dtype, columns):
     check_bytes([(mask_of(columns), Tile(5 * columns, [x], base, F32))])
 
 
+@pytest.mark.parametrize("columns", [2048, 5000, ranked_drop.LONGEST])
+def test_wide_rows(columns):
+    base, (x,) = tensors(2 * columns, 1, BF16)
+    check_bytes([(mask_of(columns), Tile(0, [x], base, F32))])
+
+
 @pytest.fixture
 def sorted_by_torch(monkeypatch):
     """As rows that are too long for a program: in the interpreter, a sort takes a tenth of a second."""
@@ -54,6 +60,16 @@ def sorted_by_torch(monkeypatch):
 def test_longer_rows(sorted_by_torch):
     base, (x,) = tensors(600, 1, BF16)
     check_bytes([(mask_of(200), Tile(200, [x], base, F32))])
+
+
+@pytest.mark.parametrize("columns", [7, 96])
+def test_pieces(monkeypatch, sorted_by_torch, columns):
+    monkeypatch.setattr(ranked_drop, "_AT_ONCE", 1000)
+    base, (x,) = tensors(70 * columns, 1, BF16)
+    tile = Tile(5 * columns, [x], base, F32)
+    check_bytes(
+        [(mask_of(columns), tile), (mask_of(columns, 1), tile.part(0, 2 * columns)), (mask_of(columns, 2), tile)]
+    )
 
 
 def test_across_the_border_where_keys_change():
@@ -99,10 +115,9 @@ def test_in_a_consensus(sorted_by_torch, guarded, same_bits, masks, elect):
     same_bits(got, want)
 
 
-@pytest.mark.parametrize("name", ["ranked", "with hashes"])
-def test_in_sums_of_magnitudes(sorted_by_torch, cut, name):
-    masks = MASKS[name]
-    base, models = tensors((CHUNK // 300 + 1) * 300, 3, BF16)
+def test_in_sums_of_magnitudes(sorted_by_torch, cut):
+    masks = (mask_of(20), Drop.keeping(0.4, KEYS[1]), mask_of(20, 2, 0.3, 0.1))
+    base, models = tensors((CHUNK // 20 + 1) * 20, 3, BF16)
     tiles = cut(models, base)
     got = triton_ops.measure(MagnitudeSums(masks), tiles, Workspace("cpu", 0))
     assert got == torch_ops.measure(MagnitudeSums(masks), tiles, Workspace("cpu", 0))
