@@ -1,20 +1,29 @@
-"""The two calls of mergecore: plan a merge, and carry it out."""
+"""The calls of mergecore: plan a merge, and carry it out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from mergecore.config.load import load
-from mergecore.output.folder import abandon_folder, check_folder, finish_folder, start_folder
+from mergecore.checkpoint.location import OnDownload
+from mergecore.checkpoint.recognition import ALL
+from mergecore.config.load import Source, load
+from mergecore.errors import ConfigError
+from mergecore.methods import plugins as plugin_files
+from mergecore.output.folder import check_folder, finish_folder, is_finished, leave_folder, start_folder
 from mergecore.plan.build import build
 from mergecore.plan.plan import Plan
 from mergecore.sizes import parse_size
+from mergecore.stages import PlannedStage, discard_all, discard_empty, discard_unneeded, left_to_do, plan_all
 from mergecore.stream.backend import choose_backend
-from mergecore.stream.execute import Report, execute
-from mergecore.stream.pool import default_workers, start_pool
+from mergecore.stream.budget import check_memory
+from mergecore.stream.device_sizes import check_device_memory
+from mergecore.stream.execute import Report, execute, report_of_finished
+from mergecore.stream.journal import JOURNAL, Journal
+from mergecore.stream.pool import Pool, default_workers, start_pool
+from mergecore.verification import Verification, verify_folder
 
 DEFAULT_MEMORY = "1GiB"
 DEFAULT_SHARD_SIZE = "5GB"
@@ -27,84 +36,309 @@ class Result:
     plan: Plan
     report: Report
     folder: Path
+    stays: bool = True
+    """Whether the model is still there: of a config of several stages those in between may be deleted."""
+    stages: tuple[Result, ...] = ()
+    """What was merged before this one."""
 
 
 def plan(
-    config: str | Path | Mapping[str, Any],
+    config: Source,
     *,
     seed: int | None = None,
     shard_size: str | int = DEFAULT_SHARD_SIZE,
     allow_crimes: bool = False,
+    tensors: str = ALL,
+    truncate_embeddings: bool = False,
     strict: bool = False,
+    plugins: Sequence[str | Path] = (),
+    on_download: OnDownload = lambda download: None,
 ) -> Plan:
     """Plan a merge from the headers of its models. Reads no weight and writes nothing.
 
-    `config` is the path of a YAML file, or its content as a mapping. Raises MergeError, with all problems found.
+    `config` is the path of a YAML file, or its content as a mapping. `plugins` are Python files with merge methods.
+    `tensors` is for files of weights without a config that says what they are: `all` of their tensors are merged and
+    none may be missing in one of them, or those that they have in `common`, or `any`, each from those that have it.
+    `truncate_embeddings` cuts vocabularies of different sizes to the rows that all models have, where the config has no
+    `tokenizer` that merges them; which tokens they are isn't checked.
+    Headers of models on the Hub are asked for by small requests. Only pickled weights and LoRA adapters are downloaded
+    for planning, into huggingface_hub's cache, and `on_download` is told before.
+    Raises MergeError, with all problems found. For configs of several stages there is `plan_stages`.
     """
+    plugin_files.load(plugins)
     loaded = load(config, strict=strict)
-    return build(loaded, seed=seed, shard_bytes=parse_size(shard_size, "shard_size"), allow_crimes=allow_crimes)
+    return build(
+        loaded,
+        seed=seed,
+        shard_bytes=parse_size(shard_size, "shard_size"),
+        allow_crimes=allow_crimes,
+        tensors=tensors,
+        truncate_embeddings=truncate_embeddings,
+        on_download=on_download,
+    )
+
+
+def plan_stages(
+    config: Source,
+    out: str | Path = "merged",
+    *,
+    keep_stages: str | Path | None = None,
+    seed: int | None = None,
+    shard_size: str | int = DEFAULT_SHARD_SIZE,
+    allow_crimes: bool = False,
+    tensors: str = ALL,
+    truncate_embeddings: bool = False,
+    strict: bool = False,
+    plugins: Sequence[str | Path] = (),
+    resume: bool = False,
+    on_download: OnDownload = lambda download: None,
+) -> tuple[PlannedStage, ...]:
+    """Plan all stages of a config, in the order in which they run; of most configs that is one.
+
+    Every document of the YAML is a stage (so is every mapping in a list of them), and its `name` stands for its output
+    where another one names a model. What a stage merges is known from the plans of those before it, so nothing is read
+    but the headers of models that are there. The one without a name, or that no other takes, is written to `out`;
+    if there are several of these, each to the folder of its name in `out`. The others are deleted when they aren't
+    needed any more, or stay in the folder `keep_stages`. To `resume`, a drawn seed is that of the run that was
+    interrupted. The other arguments are those of `plan`. Raises MergeError.
+    """
+    plugin_files.load(plugins)
+    return plan_all(
+        config,
+        Path(out),
+        keep_stages=None if keep_stages is None else Path(keep_stages),
+        seed=seed,
+        shard_bytes=parse_size(shard_size, "shard_size"),
+        allow_crimes=allow_crimes,
+        tensors=tensors,
+        truncate_embeddings=truncate_embeddings,
+        strict=strict,
+        resume=resume,
+        on_download=on_download,
+    )
 
 
 def merge(
-    config: str | Path | Mapping[str, Any],
+    config: Source,
     out: str | Path,
     *,
     device: str = "cpu",
     backend: str = "auto",
     workers: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
+    device_memory: str | int | None = None,
     shard_size: str | int = DEFAULT_SHARD_SIZE,
     seed: int | None = None,
     overwrite: bool = False,
     allow_crimes: bool = False,
+    tensors: str = ALL,
+    truncate_embeddings: bool = False,
     allow_nonfinite: bool = False,
     copy_tokenizer: bool = True,
     write_card: bool = True,
     strict: bool = False,
+    keep_stages: str | Path | None = None,
+    plugins: Sequence[str | Path] = (),
+    resume: bool = True,
+    on_download: OnDownload = lambda download: None,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_progress: Callable[[int, int], None] = lambda read, written: None,
+    on_resume: Callable[[Plan, int], None] = lambda plan, kept_bytes: None,
+    on_restart: Callable[[Path, str], None] = lambda folder, reason: None,
+    on_left: Callable[[Path], None] = lambda folder: None,
 ) -> Result:
     """Merge models into the folder `out`.
 
-    `config` is the path of a YAML file, or its content as a mapping. `device` is named as in torch; `backend` is torch,
-    triton (on a GPU), or auto, which takes triton where it can. `workers` processes (None: one per core; 0: this
-    process) share the work and `memory` bytes of buffers. `seed` repeats a merge that has random numbers. `on_plan`
-    is called before the first weight is read, `on_progress` with the bytes read and written since its last call.
+    `config` is the path of a YAML file, or its content as a mapping; how several stages are merged, and what
+    `keep_stages` does, see `plan_stages`. `device` is named as in torch: cpu, or GPUs, which share the work
+    (`cuda`: all of them; `cuda:0,cuda:2`: two; `xpu` likewise). `backend` is torch, triton (on a GPU), or auto, which
+    takes triton where it can. On the CPU `workers` processes (None: one per core; 0: this process) share the work and
+    `memory` bytes of buffers; for each GPU as many threads read (None: up to 8), its buffers in host memory are within
+    `memory`, and `device_memory` bytes of its own memory are used (None: 80 % of what is free). `seed` repeats a merge
+    that has random numbers. `plugins` are Python files with merge methods. `on_download` is called before files of a
+    model on the Hub are downloaded, `on_plan` for each stage before the first weight is read, `on_progress` with the
+    bytes read and written since its last call.
 
-    Raises MergeError: PlanError and ConfigError before anything is written, RunError and CheckpointError after that;
-    then nothing is left behind.
+    A merge that was interrupted or failed leaves what is done in its folder, which `on_left` is told; the same call
+    goes on from there. `on_resume` is told for each stage how many bytes are there, `on_restart` why a folder must be
+    begun anew: config, seed, an input or the version has changed. Without `resume` nothing is taken from earlier runs.
+
+    Raises MergeError: PlanError and ConfigError before anything is written, RunError and CheckpointError after that.
     """
     chosen = choose_backend(backend, device)
-    count = _workers(workers, device)
+    on_cpu = device.partition(":")[0] == "cpu"
+    count = _workers(workers) if on_cpu else 1
     memory_bytes = parse_size(memory, "memory")
-    pool = start_pool(count)  # the workers load torch while this process plans
+    device_bytes = _device_bytes(device_memory, on_cpu)
+    # The processes load torch while this one plans.
+    pool = start_pool(count) if on_cpu else _start_devices(device, device_bytes, readers=workers)
+
+    options = {"shard_size": shard_size, "allow_crimes": allow_crimes, "tensors": tensors}
+
+    def carry_out(stage: PlannedStage, journal: Journal) -> Report:
+        report = execute(
+            stage.plan,
+            stage.folder,
+            pool,
+            workers=count,
+            backend=chosen,
+            memory_bytes=memory_bytes,
+            allow_nonfinite=allow_nonfinite,
+            on_progress=on_progress,
+            on_resume=lambda n_bytes: on_resume(stage.plan, n_bytes),
+            journal=journal,
+        )
+        finish_folder(
+            stage.folder,
+            stage.plan,
+            report,
+            journal,
+            options=options,
+            copy_tokenizer=copy_tokenizer,
+            write_card=write_card,
+        )
+        return report
+
+    def start(stage: PlannedStage) -> Journal:
+        return start_folder(
+            stage.folder, stage.plan, resume=resume, on_restart=lambda reason: on_restart(stage.folder, reason)
+        )
+
     try:
-        planned = plan(config, seed=seed, shard_size=shard_size, allow_crimes=allow_crimes, strict=strict)
-        folder = Path(out)
-        check_folder(folder, planned, overwrite=overwrite)
-        on_plan(planned)
-        start_folder(folder)
-        try:
-            report = execute(
-                planned,
+        stages = plan_stages(
+            config, out, keep_stages=keep_stages, seed=seed, shard_size=shard_size, allow_crimes=allow_crimes,
+            tensors=tensors, truncate_embeddings=truncate_embeddings, strict=strict, plugins=plugins, resume=resume,
+            on_download=on_download,
+        )  # fmt: skip
+        for stage in stages:
+            check_memory(stage.plan, count, memory_bytes)
+            if device_bytes is not None:
+                check_device_memory(device_bytes, stage.plan.tensors)
+            check_folder(stage.folder, stage.plan, overwrite=overwrite or not stage.stays)
+        _download(stages, on_download)
+        for stage in stages:
+            on_plan(stage.plan)
+        finished = [stage.plan.name for stage in stages if resume and is_finished(stage.folder, stage.plan)]
+        reports = _in_turn(stages, finished, start, carry_out, Path(out), on_left)
+        kept = {stage.plan.name: report_of_finished(stage.plan, chosen) for stage in stages}
+        results = [Result(s.plan, (kept | reports)[s.plan.name], s.folder, s.stays) for s in stages]
+        return replace(results[-1], stages=tuple(results[:-1]))
+    finally:
+        pool.close()
+
+
+def verify(
+    out: str | Path,
+    *,
+    recompute: float = 0.0,
+    device: str = "cpu",
+    backend: str = "auto",
+    workers: int | None = None,
+    memory: str | int = DEFAULT_MEMORY,
+    device_memory: str | int | None = None,
+    on_begin: Callable[[int], None] = lambda n_bytes: None,
+    on_progress: Callable[[int], None] = lambda n_bytes: None,
+) -> Verification:
+    """Compare a folder that `merge` wrote with its manifest: files, headers, and the hash of every tensor.
+
+    The share `recompute` of its bytes, a sample of tensors drawn at random, is merged again from the inputs and
+    compared bit for bit; the other arguments say on what, as for `merge`. `on_begin` is told the bytes that are hashed,
+    `on_progress` those of each tensor. Raises CheckpointError if there is no manifest that can be read.
+    """
+    chosen = choose_backend(backend, device)
+    on_cpu = device.partition(":")[0] == "cpu"
+    count = _workers(workers) if on_cpu else 1
+    with ExitStack() as pools:
+
+        def carry_out(plan: Plan, folder: Path, journal: Journal) -> Report:
+            return execute(
+                plan,
                 folder,
                 pool,
                 workers=count,
                 backend=chosen,
-                memory_bytes=memory_bytes,
-                allow_nonfinite=allow_nonfinite,
-                on_progress=on_progress,
+                memory_bytes=parse_size(memory, "memory"),
+                allow_nonfinite=True,
+                on_progress=lambda read, written: None,
+                on_resume=lambda n_bytes: None,
+                journal=journal,
             )
-            finish_folder(folder, planned, copy_tokenizer=copy_tokenizer, write_card=write_card)
+
+        if recompute:
+            device_bytes = _device_bytes(device_memory, on_cpu)
+            pool = start_pool(count) if on_cpu else _start_devices(device, device_bytes, readers=workers)
+            pools.callback(pool.close)
+        return verify_folder(
+            Path(out),
+            threads=max(count, 1) if on_cpu else default_workers(),
+            recompute=recompute,
+            execute=carry_out,
+            on_begin=on_begin,
+            on_progress=on_progress,
+        )
+
+
+def _download(stages: Sequence[PlannedStage], on_download: OnDownload) -> None:
+    """Fetch what isn't here yet from the Hub, each model once."""
+    missing = dict.fromkeys(model.download for stage in stages for model in stage.plan.models)
+    for download in filter(None, missing):
+        from mergecore.checkpoint import hub  # only here, as huggingface_hub takes long to import
+
+        on_download(download)
+        hub.download(download)
+
+
+def _in_turn(
+    stages: Sequence[PlannedStage],
+    finished: Collection[str | None],
+    start: Callable[[PlannedStage], Journal],
+    carry_out: Callable[[PlannedStage, Journal], Report],
+    out: Path,
+    on_left: Callable[[Path], None],
+) -> dict[str | None, Report]:
+    """Carry out what isn't finished, and give the reports by the stages' names.
+
+    Models in between are deleted as soon as they can be. The journals are kept until all is done: they tell a run that
+    comes after an interruption which stages are whole.
+    """
+    reports: dict[str | None, Report] = {}
+    left = left_to_do(stages, finished)
+    with ExitStack() as journals:
+        try:
+            while left:
+                stage = left[0]
+                journal = start(stage)
+                try:
+                    reports[stage.plan.name] = carry_out(stage, journal)
+                except BaseException:
+                    if leave_folder(stage.folder, journal):
+                        on_left(stage.folder)
+                    raise
+                journals.callback(journal.close)
+                left.pop(0)
+                discard_unneeded(stages, left)
         except BaseException:
-            abandon_folder(folder)
+            discard_empty(out)
             raise
-    finally:
-        pool.close()
-    return Result(planned, report, folder)
+        for stage in stages:
+            (stage.folder / JOURNAL).unlink(missing_ok=True)
+    discard_all(stages, out)
+    return reports
 
 
-def _workers(workers: int | None, device: str) -> int:
-    if workers is not None:
-        return workers
-    return default_workers() if device == "cpu" else 1
+def _workers(workers: int | None) -> int:
+    return default_workers() if workers is None else workers
+
+
+def _device_bytes(device_memory: str | int | None, on_cpu: bool) -> int | None:
+    if device_memory is None:
+        return None
+    if on_cpu:
+        raise ConfigError.at("--device-memory", "is for GPUs, and the device is cpu", "add --device cuda")
+    return parse_size(device_memory, "device_memory")
+
+
+def _start_devices(names: str, memory_bytes: int | None, readers: int | None) -> Pool:
+    from mergecore.stream.devices import start_devices  # only here, as it loads torch
+
+    return start_devices(names, device_memory_bytes=memory_bytes, readers=readers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from mergecore.config.stages import Stage, load_stages
 from mergecore.output.folder import planned_model
 from mergecore.plan.build import build, draw_seed
 from mergecore.plan.plan import Plan
+from mergecore.stream.journal import read_history
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +41,19 @@ def plan_all(
     shard_bytes: int,
     allow_crimes: bool,
     tensors: str,
+    truncate_embeddings: bool,
     strict: bool,
+    resume: bool,
     on_download: OnDownload,
 ) -> tuple[PlannedStage, ...]:
-    """All stages, in the order in which they run. Raises MergeError."""
+    """All stages, in the order in which they run. To `resume`, the seed is that of a run that was interrupted.
+
+    Raises MergeError.
+    """
     stages = load_stages(config, strict=strict)
-    folders = _folders(stages, out, keep_stages)
+    folders = list(_folders(stages, out, keep_stages))
+    if seed is None and resume:
+        seed = _drawn_before(folders)
     one_seed = draw_seed() if seed is None else seed
     planned: dict[str | None, PlannedStage] = {}
     models: dict[str, Checkpoint] = {}
@@ -56,6 +64,7 @@ def plan_all(
             shard_bytes=shard_bytes,
             allow_crimes=allow_crimes,
             tensors=tensors,
+            truncate_embeddings=truncate_embeddings,
             stages=models,
             on_download=on_download,
         )
@@ -81,6 +90,11 @@ def _folders(stages: Sequence[Stage], out: Path, keep_stages: Path | None) -> It
             yield (out if stage.is_result else between) / name
 
 
+def _drawn_before(folders: Sequence[Path]) -> int | None:
+    seeds = (read_history(folder).identity.get("seed") for folder in folders)
+    return next((seed for seed in seeds if seed is not None), None)
+
+
 def temporary_folder(out: Path) -> Path:
     """Where the models between the stages lie, beside `out` and so on the same disk."""
     return out.absolute().parent / f".{out.absolute().name}.stages"
@@ -94,17 +108,32 @@ def _before(stage: Stage, planned: dict[str | None, PlannedStage]) -> tuple[Plan
     return tuple(other.plan for name, other in planned.items() if name in needed)
 
 
-def discard_unneeded(done: Sequence[PlannedStage], left: Sequence[PlannedStage]) -> None:
-    """Delete the models of the stages that are `done`, don't stay, and are not an input of those that are `left`."""
-    needed = {name for stage in left for name in stage.inputs}
-    for stage in done:
+def left_to_do(stages: Sequence[PlannedStage], finished: Collection[str | None]) -> list[PlannedStage]:
+    """The stages that aren't finished and whose model stays or is an input of one that is left to do."""
+    left: list[PlannedStage] = []
+    for stage in reversed(stages):
+        needed = stage.stays or any(stage.plan.name in other.inputs for other in left)
+        if needed and stage.plan.name not in finished:
+            left.insert(0, stage)
+    return left
+
+
+def discard_unneeded(stages: Sequence[PlannedStage], left: Sequence[PlannedStage]) -> None:
+    """Delete the models that don't stay and are not an input of the stages that are `left`, nor one of these."""
+    needed = {name for stage in left for name in (stage.plan.name, *stage.inputs)}
+    for stage in stages:
         if not stage.stays and stage.plan.name not in needed:
             shutil.rmtree(stage.folder, ignore_errors=True)
 
 
 def discard_all(stages: Sequence[PlannedStage], out: Path) -> None:
-    """Delete all models that don't stay, finished or not, and `out` if there is nothing in it."""
+    """Delete all that lies between the stages, which are all done."""
     if not all(stage.stays for stage in stages):
         shutil.rmtree(temporary_folder(out), ignore_errors=True)
-    with contextlib.suppress(OSError):
-        out.rmdir()
+
+
+def discard_empty(out: Path) -> None:
+    """Remove the folders of the stages and of the result if there is nothing in them."""
+    for folder in (temporary_folder(out), out):
+        with contextlib.suppress(OSError):
+            folder.rmdir()

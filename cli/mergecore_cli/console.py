@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
     from mergecore.errors import MergeError, Problem
 
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, those that turn the direction of writing, and halves of characters."""
+_SECRET = re.compile(r"(?<=://)[^\s/@`]+(?=@)|\bhf_[A-Za-z0-9]{16,}")
+"""User and password in a URL, and tokens of the Hub."""
 quiet = False
 """Set by `-q`: nothing is said but errors."""
 verbose = False
@@ -28,7 +33,7 @@ def out() -> Console:
     """For data: what a program may want to read."""
     from rich.console import Console
 
-    return Console(soft_wrap=True, highlight=False)
+    return Console(soft_wrap=True, highlight=False, emoji=False)
 
 
 @cache
@@ -36,7 +41,18 @@ def err() -> Console:
     """For talk."""
     from rich.console import Console
 
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
+
+
+def printable(text: str) -> str:
+    """Text that may hold names from files of strangers, on one line: what would steer the terminal is escaped, and what
+    gives access to something is hidden.
+    """
+    return _UNPRINTABLE.sub(_escaped, _SECRET.sub("***", text))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
 
 
 def data(content: Any) -> None:
@@ -60,20 +76,20 @@ def data_json(content: Any) -> None:
 def talk(text: str) -> None:
     """One line, unless `-q`."""
     if not quiet:
-        err().print(text, markup=False)
+        err().print(printable(text), markup=False)
 
 
 def detail(text: str) -> None:
     """One line, with `-v`."""
     if verbose:
-        err().print(text, markup=False)
+        err().print(printable(text), markup=False)
 
 
 def warn(text: str) -> None:
     """One line that the user should see, unless `-q`."""
     if not quiet:
         err().print("[yellow]warning:[/yellow] ", end="")
-        err().print(text, markup=False)
+        err().print(printable(text), markup=False)
 
 
 def fail(error: MergeError) -> None:
@@ -85,10 +101,10 @@ def fail(error: MergeError) -> None:
 def problem(found: Problem) -> None:
     """One problem, with its hint."""
     err().print("[bold red]error:[/bold red] ", end="")
-    err().print(str(found), markup=False)
+    err().print(printable(str(found)), markup=False)
     if found.hint:
         err().print("[cyan]hint:[/cyan] ", end="")
-        err().print(found.hint, markup=False)
+        err().print(printable(found.hint), markup=False)
 
 
 def gigabytes(n_bytes: float) -> str:

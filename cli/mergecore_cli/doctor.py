@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mergecore.diagnostics.doctor import DoctorReport
     from mergecore.diagnostics.environment import Environment
     from mergecore.diagnostics.kernel_check import KernelCheck
+    from mergecore.diagnostics.merge_check import MergeCheck
 
 
 def doctor(
@@ -22,7 +23,7 @@ def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check this machine: versions, how the CPU rounds, and every kernel on the GPU, bit for bit.
+    """Check this machine: versions, how the CPU rounds, and on a GPU every kernel and whole merges, bit for bit.
 
     The report names no user, host or folder, so it can be sent with a bug report. The exit code is 1 if a check failed.
     """
@@ -70,6 +71,9 @@ def _print(report: DoctorReport) -> None:
     if report.kernels:
         console.data("")
         console.data_table(_kernel_table(report.kernels))
+    if report.merges:
+        console.data("")
+        console.data_table(_merge_table(report.merges))
 
 
 def _kernel_table(checks: tuple[KernelCheck, ...]) -> Table:
@@ -87,6 +91,17 @@ def _kernel_table(checks: tuple[KernelCheck, ...]) -> Table:
         size = check.size + (", odd" if check.odd else "")
         verdict = _verdict("; ".join(check.problems))
         table.add_row(check.operation, check.dtype, str(check.models), size, speed, share, verdict)
+    return table
+
+
+def _merge_table(checks: tuple[MergeCheck, ...]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("merge", "device", "same bytes as the CPU"):
+        table.add_column(column)
+    for check in checks:
+        table.add_row(check.method, check.device, _verdict(check.problem))
     return table
 
 

@@ -18,6 +18,7 @@ from mergecore_cli.options import (
     ShardSize,
     Strict,
     Tensors,
+    TruncateEmbeddings,
     Verbose,
 )
 from mergecore_cli.plan import print_stages, stage_label, tell_download, tell_plan
@@ -32,7 +33,10 @@ _Hidden = typer.Option(hidden=True)
 def merge(
     config: ConfigFile,
     out: Annotated[Path, typer.Argument(help="The folder to write the merged model to.", metavar="OUT")],
-    device: Annotated[str | None, typer.Option(show_default="cpu", help="Where to compute: cpu, cuda, cuda:1.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(show_default="cpu", help="Where to compute: cpu, cuda (all GPUs), cuda:1, or cuda:0,cuda:2."),
+    ] = None,
     cuda: Annotated[bool, typer.Option("--cuda/--no-cuda", help="The same as --device cuda.")] = False,
     backend: Annotated[
         str, typer.Option(help="What computes: torch, triton (on a GPU), or auto: triton where it can.")
@@ -42,18 +46,26 @@ def merge(
         typer.Option("--workers", "-j", "--num-threads", min=0, show_default="one per core", help="Worker processes."),
     ] = None,
     memory: Annotated[str, typer.Option(help="Memory for buffers, in all workers together.")] = "1GiB",
+    device_memory: Annotated[
+        str | None, typer.Option(show_default="80 % of what is free", help="Memory to use on each GPU: 20GB.")
+    ] = None,
     shard_size: ShardSize = "5GB",
     seed: Seed = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in OUT.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     copy_tokenizer: Annotated[
-        bool, typer.Option("--copy-tokenizer/--no-copy-tokenizer", help="Copy the tokenizer's files to OUT.")
+        bool,
+        typer.Option(
+            "--copy-tokenizer/--no-copy-tokenizer",
+            help="Copy the tokenizer's files to OUT. One that the config asks for is written anyhow.",
+        ),
     ] = True,
     write_model_card: Annotated[
         bool, typer.Option("--write-model-card/--no-write-model-card", help="Write README.md to OUT.")
     ] = True,
     allow_crimes: AllowCrimes = False,
     tensors: Tensors = "all",
+    unsafe_truncate_embeddings: TruncateEmbeddings = False,
     allow_nonfinite: Annotated[
         bool, typer.Option("--allow-nonfinite", help="Merge weights that are NaN or infinite.")
     ] = False,
@@ -79,16 +91,16 @@ def merge(
     lora_merge_cache: Annotated[str | None, _Hidden] = None,
     lora_merge_dtype: Annotated[str | None, _Hidden] = None,
     safe_serialization: Annotated[bool, _Hidden] = True,
-    unsafe_truncate_embeddings: Annotated[bool, _Hidden] = False,
 ) -> None:
     """Merge models into a folder that transformers can load."""
     import mergecore
 
-    _refuse(safe_serialization, unsafe_truncate_embeddings)
+    _refuse(safe_serialization)
     if dry_run:
         stages = mergecore.plan_stages(
             config, out, keep_stages=keep_stages, seed=seed, shard_size=shard_size, allow_crimes=allow_crimes,
-            strict=strict, plugins=plugin or (), resume=resume, tensors=tensors, on_download=tell_download,
+            strict=strict, plugins=plugin or (), resume=resume, tensors=tensors,
+            truncate_embeddings=unsafe_truncate_embeddings, on_download=tell_download,
         )  # fmt: skip
         print_stages(stages, workers, memory, check_output=True)
         return
@@ -110,11 +122,13 @@ def merge(
             backend=backend,
             workers=workers,
             memory=memory,
+            device_memory=device_memory,
             shard_size=shard_size,
             seed=seed,
             overwrite=overwrite,
             allow_crimes=allow_crimes,
             tensors=tensors,
+            truncate_embeddings=unsafe_truncate_embeddings,
             allow_nonfinite=allow_nonfinite,
             copy_tokenizer=copy_tokenizer,
             write_card=write_model_card,
@@ -133,20 +147,20 @@ def merge(
         _tell(one)
 
 
-def _refuse(safe_serialization: bool, unsafe_truncate_embeddings: bool) -> None:
-    """mergekit's options that would change the output in a way that isn't there (yet)."""
+def _refuse(safe_serialization: bool) -> None:
+    """mergekit's options that would change the output in a way that isn't there."""
     from mergecore.errors import ConfigError
 
     if not safe_serialization:
         raise ConfigError.at("--no-safe-serialization", "only safetensors files are written", "leave it out")
-    if unsafe_truncate_embeddings:
-        raise ConfigError.at("--unsafe-truncate-embeddings", "is not supported yet", "merge models of one vocabulary")
 
 
 def _tell(result: Result) -> None:
     plan, report = result.plan, result.report
     for (tensor, model), count in report.nonfinite.items():
         console.warn(f"`{tensor}` of {model} holds {count} values that are NaN or infinite")
+    for note in report.notes:
+        console.warn(note)
     console.detail(f"The backend is {report.backend.name}: {report.backend.why}")
     rate = (report.read_bytes + report.written_bytes) / max(report.seconds, 1e-9) / 1e9
     console.talk(

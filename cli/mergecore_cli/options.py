@@ -40,6 +40,13 @@ Tensors = Annotated[
         metavar="all|common|any",
     ),
 ]
+TruncateEmbeddings = Annotated[
+    bool,
+    typer.Option(
+        "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings",
+        help="Without a `tokenizer` in the config: cut vocabularies to the rows that all models have.",
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Keys that mean nothing are errors, not warnings.")]
 KeepStages = Annotated[
     Path | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,12 +10,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergecore_cli import console
-from mergecore_cli.options import AllowCrimes, ConfigFile, Plugins, Quiet, Seed, ShardSize, Strict, Tensors, Verbose
+from mergecore_cli.options import (
+    AllowCrimes,
+    ConfigFile,
+    Plugins,
+    Quiet,
+    Seed,
+    ShardSize,
+    Strict,
+    Tensors,
+    TruncateEmbeddings,
+    Verbose,
+)
 
 if TYPE_CHECKING:
     from mergecore.checkpoint.location import Download
     from mergecore.plan.plan import Plan
     from mergecore.stages import PlannedStage
+    from mergecore.tokenizer.vocabulary import Vocabulary
 
 
 def plan(
@@ -28,6 +41,7 @@ def plan(
     seed: Seed = None,
     allow_crimes: AllowCrimes = False,
     tensors: Tensors = "all",
+    unsafe_truncate_embeddings: TruncateEmbeddings = False,
     strict: Strict = False,
     plugin: Plugins = None,
     json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
@@ -39,7 +53,8 @@ def plan(
 
     stages = mergecore.plan_stages(
         config, out or Path("merged"), seed=seed, shard_size=shard_size, allow_crimes=allow_crimes, strict=strict,
-        plugins=plugin or (), tensors=tensors, on_download=tell_download,
+        plugins=plugin or (), tensors=tensors, truncate_embeddings=unsafe_truncate_embeddings,
+        on_download=tell_download,
     )  # fmt: skip
     print_stages(stages, workers, memory, check_output=out is not None, json=json)
 
@@ -116,6 +131,7 @@ def _facts(stage: PlannedStage) -> dict[str, Any]:
         "dtype": made.dtype.torch_name,
         "layers": {layers.module: layers.n for layers in made.layers},
         "seed": made.seed,
+        "vocabulary": None if made.vocabulary is None else _vocabulary_facts(made.vocabulary),
         "tensors": [
             {"name": t.name, "shape": t.shape, "dtype": t.dtype.value, "file": made.shards[t.shard].name}
             for t in made.tensors
@@ -128,6 +144,15 @@ def _facts(stage: PlannedStage) -> dict[str, Any]:
     }
 
 
+def _vocabulary_facts(vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "source": vocabulary.source,
+        "tokens": vocabulary.n_tokens,
+        "rows": vocabulary.n_rows,
+        "models": [dataclasses.asdict(model) for model in vocabulary.models],
+    }
+
+
 def _layers(made: Plan) -> str:
     """`32 layers`, or of how many modules each."""
     one, *others = [layers for layers in made.layers if layers.n] or made.layers[:1]
@@ -137,6 +162,7 @@ def _layers(made: Plan) -> str:
 
 
 def _print_table(stage: PlannedStage, memory: str, free: int) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     made = stage.plan
@@ -153,6 +179,7 @@ def _print_table(stage: PlannedStage, memory: str, free: int) -> None:
         "architecture": f"{made.architecture}, {_layers(made)}, {made.dtype.torch_name}",
         "models": "\n".join(f"{model.name} ({model.folder})" for model in made.models),
         **({"download": console.gigabytes(made.download_bytes)} if made.download_bytes else {}),
+        **({"tokens": "\n".join(map(str, (made.vocabulary, *made.vocabulary.models)))} if made.vocabulary else {}),
         "tensors": f"{len(made.tensors)} in {console.count(len(made.shards), 'file')} ({made.shards[0].name}"
         + (", ...)" if len(made.shards) > 1 else ")"),
         "read": console.gigabytes(made.read_bytes) + passes,
@@ -161,5 +188,6 @@ def _print_table(stage: PlannedStage, memory: str, free: int) -> None:
         "seed": "nothing here is random" if made.seed is None else str(made.seed),
     }
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/bold]", value)
+        lines = map(console.printable, value.split("\n"))
+        table.add_row(f"[bold]{name}[/bold]", escape("\n".join(lines)))
     console.data(table)

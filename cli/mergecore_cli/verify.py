@@ -30,7 +30,8 @@ def verify(
 ) -> None:
     """Compare a merged model with its manifest, mergecore.json: files, headers, and the hash of every tensor.
 
-    It finds what disks and copies do to bytes, not what someone does on purpose. The exit code is 1 if anything differs.
+    It finds what disks and copies do to bytes, not what someone does on purpose. The exit code is 1 if something
+    differs.
     """
     import mergecore
 

@@ -13,12 +13,15 @@ _TIED_KEY = "tie_word_embeddings"
 
 
 def config_json(plan: Plan) -> dict[str, Any]:
-    """The donor's config with the output's layers, element type and tying of the head. Empty if the donor has none."""
+    """The donor's config with the output's layers, vocabulary, element type and tying of the head.
+
+    Empty if the donor has none.
+    """
     if not plan.donor_config:
         return {}
     config = copy.deepcopy(plan.donor_config)
-    for layers in plan.layers:
-        for key, value in layers.settings.items():
+    for settings in (*(layers.settings for layers in plan.layers), plan.vocabulary_settings):
+        for key, value in settings.items():
             _set(config, key, value)
     said = [name for name in _DTYPE_KEYS if name in config]
     for name in said or ([] if "_class_name" in config else ["torch_dtype"]):  # diffusers knows no such key

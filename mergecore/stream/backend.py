@@ -41,6 +41,8 @@ def choose_backend(name: str, device: str) -> Backend:
         return Backend("triton", device, "it was asked for")
     if is_cpu:
         return Backend("torch", device, "triton needs a GPU")
+    if device.startswith("xpu"):
+        return Backend("torch", device, "the kernels are for CUDA and ROCm")
     if not _has_triton():
         return Backend("torch", device, "triton is not installed")
     return Backend("triton", device, "the device is a GPU")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from mergecore.plan.plan import OutputTensor, Shard
 from mergecore.stream.backend import Backend
+from mergecore_kernels.operations import Measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class Job:
     tensor: OutputTensor
     start: int
     stop: int
+    question: Measure | None = None
+    """Where the model is surveyed: what to measure, and nothing is merged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,10 @@ class Setup:
     """Memory for one worker's buffers."""
     allow_nonfinite: bool
     backend: Backend
+    plugins: tuple[Path, ...] = ()
+    """Files with merge methods, which a worker must load before it can take jobs."""
+    survey: Any = None
+    """What the method's survey of the whole model found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,16 @@ class Outcome:
     written_bytes: int
     nonfinite: tuple[tuple[str, str, int], ...]
     """(tensor, model, values that are NaN or infinite), where there are any."""
+    job: Job | None = None
+    """That is done: what it had to write has been written. None only on the way from a worker process."""
+    answer: Any = None
+    """To the job's question."""
+    note: str = ""
+    """What the user should know."""
+    blocks: Mapping[int, bytes] = field(default_factory=dict)
+    """Hashes of the tensor's blocks (`mergecore.stream.digests`) that were taken while they were written: all, some or
+    none of those that lie in the job.
+    """
 
 
 OnProgress: TypeAlias = Callable[[int, int], None]

@@ -9,6 +9,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Protocol
@@ -59,23 +60,21 @@ class Processes:
 
     def run(self, setup: Setup, jobs: Iterable[Job], on_progress: OnProgress) -> Iterator[Outcome]:
         queue = deque(jobs)
-        busy = dict.fromkeys(self._connections, 0)
+        busy: dict[Connection, deque[Job]] = {connection: deque() for connection in self._connections}
         for connection in busy:
             self._send(connection, setup)
             for _ in range(min(_JOBS_AHEAD, len(queue))):
-                self._send(connection, queue.popleft())
-                busy[connection] += 1
+                self._hand_out(queue, connection, busy)
         while any(busy.values()):
-            ready = wait([c for c, count in busy.items() if count])
+            ready = wait([c for c, jobs_there in busy.items() if jobs_there])
             for connection in [c for c in busy if c in ready]:
                 outcome = self._receive(connection, on_progress)
                 if outcome is None:
                     continue
-                busy[connection] -= 1
+                job = busy[connection].popleft()  # a worker does its jobs in their order
                 if queue:
-                    self._send(connection, queue.popleft())
-                    busy[connection] += 1
-                yield outcome
+                    self._hand_out(queue, connection, busy)
+                yield replace(outcome, job=job)
 
     def close(self) -> None:
         for connection in self._connections:
@@ -84,6 +83,10 @@ class Processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)  # with the workers that it forked
             process.wait()
+
+    def _hand_out(self, queue: deque[Job], connection: Connection, busy: dict[Connection, deque[Job]]) -> None:
+        busy[connection].append(queue.popleft())
+        self._send(connection, busy[connection][-1])
 
     def _send(self, connection: Connection, message: object) -> None:
         try:
@@ -117,7 +120,7 @@ class Processes:
 
 
 def start_pool(workers: int) -> Pool:
-    """So many worker processes; 0: this process does the work."""
+    """So many worker processes on the CPU; 0: this process does the work."""
     return Processes(workers) if workers else ThisProcess()
 
 

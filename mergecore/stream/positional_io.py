@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+MOST_OPEN_FILES = 128
+"""That one thread keeps open for reading, and as many for writing."""
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows opens files as text otherwise
 
 
@@ -15,6 +18,34 @@ def open_to_read(path: str) -> int:
 def open_to_write(path: str) -> int:
     """A file descriptor of a file that exists. Raises OSError."""
     return os.open(path, os.O_RDWR | _BINARY)
+
+
+def open_or_create(path: str) -> int:
+    """The same of a file that is made if it isn't there. Raises OSError."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
+
+
+def open_to_append(path: str) -> int:
+    """A file descriptor of a file that is made if it isn't there. Raises OSError."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
+
+
+def reserve(file: int, n_bytes: int) -> None:
+    """Give a file this size, and the space for it where the file system can reserve it. Raises OSError."""
+    os.ftruncate(file, n_bytes)
+    if hasattr(os, "posix_fallocate") and n_bytes and not _is_in_memory(file):
+        os.posix_fallocate(file, 0, n_bytes)
+
+
+def _is_in_memory(file: int) -> bool:
+    """Whether the file is on a tmpfs, where reserving takes as long as writing."""
+    device = os.fstat(file).st_dev
+    this = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    return any(" - tmpfs " in mount and mount.split()[2] == this for mount in mounts)
 
 
 def read_at(file: int, into: memoryview, offset_bytes: int) -> int:

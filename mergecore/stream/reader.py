@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mergecore.checkpoint.dtypes import Dtype
+from mergecore.checkpoint.gathered_rows import GatheredRows, Stored
+from mergecore.checkpoint.low_rank import LowRank
 from mergecore.checkpoint.safetensors_file import TensorRef
 from mergecore.errors import CheckpointError
 from mergecore.plan.plan import OutputTensor
-from mergecore.stream.positional_io import open_to_read, read_at
+from mergecore.stream.gather import RowReader
+from mergecore.stream.positional_io import MOST_OPEN_FILES, open_to_read, read_at
+from mergecore.stream.strided import read_strided
+from mergecore.stream.torch_dtypes import torch_dtype
+from mergecore_kernels.operations import whole_rows
+from mergecore_kernels.torch_ops.low_rank import add_low_rank
 from mergecore_kernels.torch_ops.nonfinite import count_nonfinite
 from mergecore_kernels.torch_ops.tile import Tile
-
-_MOST_OPEN_FILES = 128
+from mergecore_kernels.torch_ops.workspace import Workspace
 
 
 class Files:
-    """Files kept open for reading by position."""
+    """Files kept open for reading by position. For one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_open: int = MOST_OPEN_FILES) -> None:
+        self._most_open = most_open
         self._open: dict[str, int] = {}
+        self._gather = RowReader(self.read_elements)
 
     def read(self, path: str, offset_bytes: int, into: memoryview) -> None:
         """Fill `into` from the file. Raises CheckpointError if the file can't be read or ends too soon."""
@@ -36,6 +43,15 @@ class Files:
         if count < len(into):
             raise CheckpointError.at(path, "became shorter while it was read", "is it being written again?")
 
+    def read_elements(self, tensor: Stored, start: int, into: memoryview) -> None:
+        """Fill `into` with a tensor's elements from `start` on. Raises CheckpointError likewise."""
+        if isinstance(tensor, GatheredRows):
+            self._gather.read(tensor, start, into)
+        elif tensor.strides is None:
+            self.read(tensor.file, tensor.offset_bytes + start * tensor.dtype.size, into)
+        else:
+            read_strided(tensor, tensor.strides, start, into)
+
     def close(self) -> None:
         for file in self._open.values():
             os.close(file)
@@ -44,7 +60,7 @@ class Files:
     def _descriptor(self, path: str) -> int:
         file = self._open.get(path)
         if file is None:
-            if len(self._open) >= _MOST_OPEN_FILES:
+            if len(self._open) >= self._most_open:
                 os.close(self._open.pop(next(iter(self._open))))
             file = self._open[path] = open_to_read(path)
         return file
@@ -74,7 +90,8 @@ class Buffers:
 class TensorTiles:
     """The tiles of one output tensor's sources, from element `start` to `stop`. Each iteration is one pass.
 
-    A tile lies in `buffers`, so it holds only until the next one is drawn. The first pass counts what isn't finite.
+    A tile lies in `buffers` and in the workspace, so it holds only until the next one is drawn. The first pass counts
+    what isn't finite. Sources that are stored in the same place are read once.
     """
 
     def __init__(
@@ -85,60 +102,88 @@ class TensorTiles:
         tile: int,
         files: Files,
         buffers: Buffers,
-        device: torch.device,
+        workspace: Workspace,
     ) -> None:
         self.bytes_read = 0
-        self.nonfinite = [0] * len(tensor.sources)
-        """Values in each source that are NaN or infinite, as far as the first pass has come."""
         self._tensor = tensor
-        self._spans = [(at, min(at + tile, stop)) for at in range(start, stop, tile)]
+        self._start, self._stop = start, stop
+        self._tile = tile
         self._files = files
         self._buffers = buffers
-        self._device = device
+        self._workspace = workspace
+        self._compute = torch.float64 if tensor.double else torch.float32
+        self._place = [tensor.stored.index(source.tensor) for source in tensor.sources]
+        self._nonfinite = [0] * len(tensor.stored)
+        self._factors_nonfinite = [0] * len(tensor.sources)
         self._counted = False
+        self._updates: dict[int, LowRankUpdate] = {}
+
+    @property
+    def nonfinite(self) -> list[int]:
+        """Values in each source that are NaN or infinite, as far as the first pass has come."""
+        return [self._nonfinite[place] + self._factors_nonfinite[i] for i, place in enumerate(self._place)]
+
+    def align(self, columns: int) -> None:
+        """From now on make tiles of whole rows, of so many columns: as many as in a tile before, at least one."""
+        self._tile = whole_rows(self._tile, columns)
 
     def __iter__(self) -> Iterator[Tile]:
-        compute = torch.float64 if self._tensor.double else torch.float32
-        for start, stop in self._spans:
-            read = [self._read(i, source.tensor, start, stop) for i, source in enumerate(self._tensor.sources)]
-            base = read.pop() if self._tensor.base is not None else None
-            yield Tile(start=start, inputs=read, base=base, compute=compute)
+        for start in range(self._start, self._stop, self._tile):
+            stop = min(start + self._tile, self._stop)
+            stored = [self._read(i, tensor, start, stop) for i, tensor in enumerate(self._tensor.stored)]
+            sources = [self._source(i, stored[place], start) for i, place in enumerate(self._place)]
+            base = sources.pop() if self._tensor.base is not None else None
+            yield Tile(start=start, inputs=sources, base=base, compute=self._compute)
         self._counted = True
 
-    def _read(self, index: int, tensor: TensorRef, start: int, stop: int) -> Tensor:
-        size = tensor.dtype.size
-        raw = self._buffers.take(index, (stop - start) * size)
-        self._files.read(tensor.file, tensor.offset_bytes + start * size, raw_bytes(raw))
-        self.bytes_read += len(raw)
-        values = raw.view(torch_dtype(tensor.dtype))
+    def _read(self, index: int, tensor: Stored, start: int, stop: int) -> Tensor:
+        values = self._load(tensor, start, stop, self._buffers.take(index, (stop - start) * tensor.dtype.size))
         if not self._counted and tensor.dtype.is_floating:
-            self.nonfinite[index] += count_nonfinite(values)
-        return values.to(self._device)
+            self._nonfinite[index] += count_nonfinite(values)
+        return values
+
+    def _source(self, index: int, stored: Tensor, start: int) -> Tensor:
+        """The model's values: as stored, or with its adapter's update."""
+        update = self._tensor.sources[index].update
+        if update is None:
+            return stored
+        if index not in self._updates:
+            factors = [self._load_whole(factor) for factor in update.factors]
+            self._factors_nonfinite[index] = sum(map(count_nonfinite, factors))
+            self._updates[index] = LowRankUpdate(update, factors, self._compute, self._workspace)
+        values = self._workspace.take(f"updated {index}", len(stored), self._compute).copy_(stored)
+        self._updates[index].add_to(values, start)
+        return values
+
+    def _load_whole(self, tensor: TensorRef) -> Tensor:
+        raw = torch.empty(tensor.n_bytes, dtype=torch.uint8)
+        return self._load(tensor, 0, tensor.n, raw)
+
+    def _load(self, tensor: Stored, start: int, stop: int, raw: Tensor) -> Tensor:
+        """[stop - start] elements of a tensor on disk, in the memory of `raw`."""
+        self._files.read_elements(tensor, start, raw_bytes(raw))
+        self.bytes_read += len(raw)
+        return raw.view(torch_dtype(tensor.dtype))
+
+
+class LowRankUpdate:
+    """What an adapter adds to one tensor, with its factors in memory."""
+
+    def __init__(self, update: LowRank, factors: Sequence[Tensor], compute: torch.dtype, workspace: Workspace) -> None:
+        """factors: the elements of `update.factors`, as stored. They are copied."""
+        up, *others = (factor.to(workspace.device, compute, copy=True) for factor in factors)
+        up = up.view(-1, update.rank) * update.scale
+        down = others[0].view(update.rank, -1) if others else torch.ones(1, 1, dtype=compute, device=workspace.device)
+        left, right = (down.T, up.T) if update.transposed else (up, down)
+        self._left, self._right = left.contiguous(), right.contiguous()
+        self._workspace = workspace
+
+    def add_to(self, values: Tensor, start: int) -> None:
+        """Add the update of the elements from `start` on, in place. Shape: [n], of the compute dtype."""
+        add_low_rank(values, start, self._left, self._right, self._workspace)
 
 
 def raw_bytes(values: Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU."""
     array: Any = values.view(torch.uint8).numpy()
     return memoryview(array)
-
-
-def torch_dtype(dtype: Dtype) -> torch.dtype:
-    """The element type in torch."""
-    return _TORCH[dtype]
-
-
-_TORCH = {
-    Dtype.F64: torch.float64,
-    Dtype.F32: torch.float32,
-    Dtype.F16: torch.float16,
-    Dtype.BF16: torch.bfloat16,
-    Dtype.I64: torch.int64,
-    Dtype.I32: torch.int32,
-    Dtype.I16: torch.int16,
-    Dtype.I8: torch.int8,
-    Dtype.U8: torch.uint8,
-    Dtype.BOOL: torch.bool,
-    Dtype.U64: torch.uint64,
-    Dtype.U32: torch.uint32,
-    Dtype.U16: torch.uint16,
-}

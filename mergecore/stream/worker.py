@@ -11,11 +11,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 import torch
 
 from mergecore.errors import MergeError
+from mergecore.methods import plugins
 from mergecore.stream.job import Job, Setup
 from mergecore.stream.merger import Merger
 
@@ -44,19 +46,29 @@ def main(descriptors: Sequence[int]) -> None:
 
 
 def serve(connection: Connection) -> None:
-    """Answer ("progress", read, written), ("done", outcome), ("refused", problems) or ("crashed", traceback)."""
+    """Do the jobs of one run after another, each begun by its `Setup`.
+
+    Answers ("progress", read, written), ("done", outcome), ("refused", problems) or ("crashed", traceback).
+    """
     try:
-        setup: Setup = connection.recv()
-        merger = None
+        merger: Merger | None = None
         while True:
-            job: Job = connection.recv()
+            message: Setup | Job = connection.recv()
             try:
+                if isinstance(message, Setup):
+                    if merger is not None:
+                        merger.close()
+                    setup, merger = message, None
+                    plugins.load(setup.plugins)  # the jobs that follow hold objects of their classes
+                    continue
                 merger = merger or Merger(setup)
-                connection.send(("done", merger.run(job, throttled(connection))))
+                outcome = merger.run(message, throttled(connection))
+                connection.send(("done", replace(outcome, job=None)))  # the parent knows it
             except MergeError as error:
                 connection.send(("refused", type(error), error.problems))
             except Exception:  # a defect of ours: the parent raises it, with this traceback
-                connection.send(("crashed", f"{job.tensor.name}: {traceback.format_exc()}"))
+                place = "" if isinstance(message, Setup) else f"{message.tensor.name}: "
+                connection.send(("crashed", place + traceback.format_exc()))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
 

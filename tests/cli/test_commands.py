@@ -69,17 +69,10 @@ def test_mergekits_flags_are_accepted(make_model, tmp_path: Path) -> None:
     assert "--seed" in hidden
 
 
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--no-safe-serialization", "error: --no-safe-serialization: only safetensors files are written"),
-        ("--unsafe-truncate-embeddings", "error: --unsafe-truncate-embeddings: is not supported yet"),
-    ],
-)
-def test_flags_that_would_change_the_output_are_refused(make_model, tmp_path: Path, flag: str, message: str) -> None:
-    done = run("merge", linear(tmp_path, make_model("a")), tmp_path / "out", flag)
+def test_a_flag_that_would_change_the_output_is_refused(make_model, tmp_path: Path) -> None:
+    done = run("merge", linear(tmp_path, make_model("a")), tmp_path / "out", "--no-safe-serialization")
     assert done.returncode == 2
-    assert message in done.stderr
+    assert "error: --no-safe-serialization: only safetensors files are written" in done.stderr
 
 
 def test_cuda_that_is_not_there(make_model, tmp_path: Path) -> None:

@@ -13,10 +13,13 @@ from mergecore.diagnostics.cpu_arithmetic import Finding
 from mergecore.diagnostics.doctor import DoctorReport, examine
 from mergecore.diagnostics.environment import Gpu
 from mergecore.diagnostics.kernel_check import KernelCheck
+from mergecore.diagnostics.merge_check import MergeCheck
 from mergecore_cli.main import app
 
 RIGHT = KernelCheck("ties", "bf16", 3, "embedding", False, (), 2.5e12, 0.84)
 WRONG = KernelCheck("gram", "fp32", 2, "q_proj", True, ("triton on the GPU: number 0 is 1 instead of 2",), None, None)
+
+MERGES = (MergeCheck("ties", "cuda:0", ""), MergeCheck("ties", "cuda:1", ""))
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def report(monkeypatch: pytest.MonkeyPatch) -> DoctorReport:
     """The next one that `mergecore doctor` will print: of a machine with a GPU."""
     here = examine("cpu")
     there = replace(here.environment, cuda="12.8", driver="nvidia 570.1", gpus=(Gpu("A card", "9.0", 80 * 10**9, 132),))
-    made = DoctorReport(there, "cuda", here.cpu, (RIGHT,), ("ties bf16 M=2 experts: too large",))
+    made = DoctorReport(there, "cuda", here.cpu, (RIGHT,), ("ties bf16 M=2 experts: too large",), MERGES)
     monkeypatch.setattr(doctor, "examine", lambda device, tell: made)
     return made
 
@@ -49,6 +52,8 @@ def test_with_a_gpu(report: DoctorReport) -> None:
     assert "not checked ties bf16 M=2 experts: too large" in lines
     assert "operation dtype M size GB/s of a copy same bits as the CPU" in lines
     assert "ties bf16 3 embedding 2500 84% ok" in lines
+    assert "merge device same bytes as the CPU" in lines
+    assert "ties cuda:1 ok" in lines
 
 
 def test_a_failed_check(report: DoctorReport, monkeypatch: pytest.MonkeyPatch) -> None:

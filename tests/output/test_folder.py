@@ -29,7 +29,7 @@ def test_a_whole_folder(make_model, tmp_path: Path) -> None:
     assert set(index["weight_map"]) == {t.name for t in result.plan.tensors}
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == set(index["weight_map"].values()) | {
-        "config.json", "model.safetensors.index.json", "README.md", "mergecore_config.yml",
+        "config.json", "model.safetensors.index.json", "README.md", "mergecore_config.yml", "mergecore.json",
         "tokenizer.json", "tokenizer_config.json", "generation_config.json",
     }  # fmt: skip
     assert (tmp_path / "out" / "tokenizer.json").read_text() == '{"of": "tokenizer.json"}'
@@ -48,6 +48,7 @@ def test_card_and_tokenizer_can_be_left_out(make_model, tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "config.json",
         "model.safetensors",
+        "mergecore.json",
         "mergecore_config.yml",
     }
 
@@ -80,7 +81,9 @@ def test_overwrite_leaves_nothing_of_the_old_model(make_model, tmp_path: Path) -
     (a / "tokenizer.json").write_text("{}")
     merge(source(a), out, workers=0, shard_size="10KB")
     merge(source(make_model("b")), out, workers=0, overwrite=True)
-    assert {p.name for p in out.iterdir()} == {"config.json", "model.safetensors", "README.md", "mergecore_config.yml"}
+    assert {p.name for p in out.iterdir()} == {
+        "config.json", "model.safetensors", "README.md", "mergecore_config.yml", "mergecore.json",
+    }  # fmt: skip
 
 
 def test_an_input_is_never_overwritten(make_model) -> None:

@@ -31,6 +31,10 @@ def test_auto_without_triton(monkeypatch) -> None:
     assert choose_backend("auto", "cuda") == Backend("torch", "cuda", "triton is not installed")
 
 
+def test_auto_takes_torch_on_xpu() -> None:
+    assert choose_backend("auto", "xpu:0") == Backend("torch", "xpu:0", "the kernels are for CUDA and ROCm")
+
+
 def test_torch_can_be_asked_for_on_a_gpu() -> None:
     assert choose_backend("torch", "cuda") == Backend("torch", "cuda", "it was asked for")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from itertools import pairwise
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergecore.checkpoint.dtypes import Dtype
@@ -40,17 +42,19 @@ def places(layout: Layout) -> list[tuple[int, int]]:
     return sorted(moved + held)
 
 
+@settings(deadline=None)
 @given(st.lists(tensors, min_size=1, max_size=5))
 def test_nothing_overlaps_and_the_size_is_known_before(found: list[OutputTensor]) -> None:
     layout = layout_of([Job(tensor, 0, tensor.n) for tensor in found])
     taken = places(layout)
     assert all(at % ALIGNMENT == 0 for at, _ in taken)
-    assert all(end <= begin for (_, end), (begin, _) in zip(taken, taken[1:], strict=False))
+    assert all(end <= begin for (_, end), (begin, _) in pairwise(taken))
     assert all(end <= layout.n_bytes for _, end in taken)
     assert layout.n_bytes == sum(span_bytes(tensor, tensor.n) for tensor in found)
     assert layout.read_bytes == sum(tensor.input_bytes for tensor in found)
 
 
+@settings(deadline=None)
 @given(st.lists(tensors, min_size=1, max_size=5), st.integers(1, 4))
 def test_parts_hold_every_byte_once(found: list[OutputTensor], blocks: int) -> None:
     size = blocks * ALIGNMENT
@@ -60,7 +64,9 @@ def test_parts_hold_every_byte_once(found: list[OutputTensor], blocks: int) -> N
     again = [piece for part in cut for piece in part]
     assert all(piece.n_bytes and piece.offset_bytes % piece.tensor.dtype.size == 0 for piece in again)
     want = [(piece.tensor, piece.offset_bytes + i, piece.at + i) for piece in pieces for i in range(piece.n_bytes)]
-    assert want == [(piece.tensor, piece.offset_bytes + i, piece.at + i) for piece in again for i in range(piece.n_bytes)]
+    assert want == [
+        (piece.tensor, piece.offset_bytes + i, piece.at + i) for piece in again for i in range(piece.n_bytes)
+    ]
 
 
 def test_many_small_tensors_are_one_part() -> None:

@@ -106,6 +106,13 @@ class Device:
         assert is_last == (self.schedule.state(order.frame) is FREE)
 
 
+def run(device: Device, seed: int) -> None:
+    """Until nothing more can happen."""
+    choices = Random(seed)
+    while actions := device.actions():
+        choices.choice(actions)()
+
+
 def _passed(fence: Fence | None) -> bool:
     return fence is None or fence.passed
 
@@ -119,9 +126,8 @@ def _passed(fence: Fence | None) -> bool:
 def test_any_order_moves_each_part_once(
     frames: int, inputs: int, outputs: int, works: list[tuple[int, int]], seed: int
 ) -> None:
-    device, choices = Device(Schedule(frames, inputs, outputs), works), Random(seed)
-    while actions := device.actions():
-        choices.choice(actions)()
+    device = Device(Schedule(frames, inputs, outputs), works)
+    run(device, seed)
     # Nothing can happen any more: so all must be done, or it was a deadlock.
     assert sorted(device.read) == [(i, part) for i, (reads, _) in enumerate(works) for part in range(reads)]
     assert sorted(device.written) == [(i, part) for i, (_, writes) in enumerate(works) for part in range(writes)]
@@ -136,14 +142,12 @@ def test_a_buffer_that_is_handed_over_early_is_noticed() -> None:
             super().was_read(order, copied)
             self._inputs = deque((buffer, None) for buffer, _ in self._inputs)
 
-    def run(seed: int) -> None:
-        device, choices = Device(Forgetful(2, 1, 1), [(3, 1)] * 3), Random(seed)
-        while actions := device.actions():
-            choices.choice(actions)()
+    def run_often() -> None:
+        for seed in range(50):
+            run(Device(Forgetful(2, 1, 1), [(3, 1)] * 3), seed)
 
     with pytest.raises(AssertionError):
-        for seed in range(50):
-            run(seed)
+        run_often()
 
 
 def test_the_states_of_a_frame() -> None:
