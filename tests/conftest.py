@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from hub_server import HubServer, serve
 from safetensors.torch import save_file
 from torch import Tensor
@@ -17,6 +18,10 @@ from torch import Tensor
 # Triton reads this when it is first imported, and is half-made if it changes later. With it, kernels run on the CPU, in
 # an interpreter. What needs the compiler runs in a process of its own, without it.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A first call loads code, and machines are busy at times: how long an example takes says nothing here.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 
 HIDDEN, KV, MLP, VOCABULARY = 24, 8, 40, 50
 MakeModel = Callable[..., Path]

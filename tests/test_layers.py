@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ["errors", "checkpoint", "methods", "config", "plan", "stream", "output"]
+LAYERS = ["errors", "checkpoint", "methods", "config", "tokenizer", "plan", "stream", "output"]
 """Of mergecore: each imports only from those before it, and from the kernels."""
-ABOVE = {"sizes", "stages", "in_memory", "evaluation", "diagnostics", "verification", "api", "__init__"}
+ABOVE = {"sizes", "stages", "in_memory", "prediction", "evaluation", "diagnostics", "verification", "api", "__init__"}
 """Modules of mergecore that stand beside or above the layers."""
 
 
@@ -68,13 +68,14 @@ def test_help_loads_neither_torch_nor_the_merging_code() -> None:
     assert not {"torch", "triton", "numpy", "pydantic", "yaml", "mergecore"} & loaded_by(code)
 
 
-def test_planning_loads_no_torch() -> None:
-    config = ROOT / "configs" / "quickstart.yml"
-    not_needed = {"torch", "triton", "transformers", "huggingface_hub"}
-    assert not not_needed & loaded_by(f"import mergecore; mergecore.plan({str(config)!r})")
+@pytest.mark.parametrize("config", ["quickstart", "tokenizer_union"])
+def test_planning_loads_no_torch(config: str) -> None:
+    path = ROOT / "configs" / f"{config}.yml"
+    not_needed = {"torch", "triton", "transformers", "tokenizers", "huggingface_hub"}
+    assert not not_needed & loaded_by(f"import mergecore; mergecore.plan({str(path)!r})")
 
 
 def test_a_merge_loads_no_torch_into_the_process_that_asks_for_it(tmp_path: Path) -> None:
     config = ROOT / "configs" / "quickstart.yml"
     code = f"import mergecore; mergecore.merge({str(config)!r}, {str(tmp_path / 'out')!r}, workers=1)"
-    assert not {"torch", "triton", "transformers", "huggingface_hub"} & loaded_by(code)
+    assert not {"torch", "triton", "transformers", "tokenizers", "jinja2", "huggingface_hub"} & loaded_by(code)

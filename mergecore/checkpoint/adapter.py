@@ -29,6 +29,11 @@ _PARTS = re.compile(
 """`model.layers.0.mlp.up_proj.lora_A.weight`, `model.embed_tokens.lora_embedding_B`, `lm_head.weight`."""
 
 
+_LARGEST_ALPHA = 1e30
+_COSTLY = re.compile(r".{300}|(?:[^*+?]*[*+?]){3}|(?:[^|]*\|){9}|\(\?|[)*+?][*+?]|\\\d|\{", re.DOTALL)
+"""What no pattern of module names needs, and with which a search could take for ever: nested or many repetitions."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Adapter:
     folder: Path
@@ -42,8 +47,27 @@ class _Adapter:
 
     def scale(self, module: str, rank: int) -> float:
         """What the product of the factors is multiplied by."""
-        alpha = _of_module(self.config.get("alpha_pattern"), module, self.config.get("lora_alpha", rank))
+        alpha = self._of_module("alpha_pattern", module, self.config.get("lora_alpha", rank))
+        if not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
+            raise self._wrong(f"the `lora_alpha` of the module `{module}` should be a number, found {alpha!r:.60}")
         return float(alpha) / (sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def _of_module(self, key: str, module: str, default: Any) -> Any:
+        """The value of the first pattern that matches the end of the module's name, as PEFT looks them up."""
+        patterns = self.config.get(key)
+        for pattern, value in patterns.items() if isinstance(patterns, Mapping) else ():
+            try:
+                found = not _COSTLY.search(pattern) and re.compile(rf"(.*\.)?({pattern})$")
+            except re.error:
+                found = False
+            if not found:
+                raise self._wrong(f"`{pattern:.60}` in `{key}` is no pattern that can be understood here")
+            if found.match(module):
+                return value
+        return default
+
+    def _wrong(self, what: str) -> CheckpointError:
+        return CheckpointError.at(self.folder / CONFIG_FILE, what)
 
 
 def with_adapter(model: Checkpoint, folder: Path) -> Checkpoint:
@@ -102,13 +126,6 @@ def _dora(folder: Path) -> CheckpointError:
 
 def _unknown(file: Path, name: str) -> CheckpointError:
     return CheckpointError.at(file, f"`{name}` is no part of a LoRA adapter that is known here")
-
-
-def _of_module(patterns: Any, module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of the module's name, as PEFT looks them up."""
-    if not isinstance(patterns, Mapping):
-        return default
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
 
 
 def _updates(adapter: _Adapter, module: str, parts: Mapping[str, TensorRef]) -> Iterator[tuple[str, LowRank]]:

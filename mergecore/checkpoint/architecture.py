@@ -21,6 +21,8 @@ DEFAULT_MODULE = "default"
 """The name of the only module, and of one for tensors that belong to no other."""
 EXPERT = "{expert}"
 """Stands for the expert's number in a name of an expert's tensor."""
+MOST_PARTS = 10_000
+"""Layers of a model, or experts of a layer. A number in a damaged or malicious file could keep us busy for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,15 +190,22 @@ def _count_in(model: Checkpoint, keys: Sequence[str]) -> int | None:
     if key is None:
         return None
     count = look_up(model.config, key)
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise CheckpointError.at(model.folder / CONFIG_FILE, f"`{key}` should be a number, found {count!r}")
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MOST_PARTS:
+        raise CheckpointError.at(
+            model.folder / CONFIG_FILE, f"`{key}` should be a number, found {count!r:.60}", f"from 0 to {MOST_PARTS}"
+        )
     return count
 
 
 def _count_by_names(model: Checkpoint, starts: Iterable[str]) -> int:
-    """One more than the largest number behind one of the regular expressions `starts`."""
+    """One more than the largest number behind one of the regular expressions `starts`. Raises CheckpointError."""
     numbered = re.compile(rf"(?:{'|'.join(starts)})(\d+)\.")
-    return max((int(match[1]) + 1 for match in map(numbered.match, model.tensors) if match), default=0)
+    count, name = max(((int(m[1]) + 1, m.string) for m in map(numbered.match, model.tensors) if m), default=(0, ""))
+    if count > MOST_PARTS:
+        raise CheckpointError.at(
+            model.folder, f"has the tensor `{name}`, but only numbers below {MOST_PARTS} are known"
+        )
+    return count
 
 
 def _n_alike(one: str, other: str) -> int:

@@ -6,20 +6,22 @@ The files lie in a folder in the layout of Hugging Face, in one local file, or i
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mergecore.checkpoint.location import Download, HubModel, Location, OnDownload
+from mergecore.checkpoint.location import WEIGHT_SUFFIXES, Download, HubModel, Location, OnDownload
 from mergecore.checkpoint.low_rank import LowRank
 from mergecore.checkpoint.pickled_file import read_pickled
 from mergecore.checkpoint.safetensors_file import TensorRef, read_header
 from mergecore.checkpoint.tokenizer_files import TokenizerFiles
-from mergecore.checkpoint.weight_files import INDEX_SUFFIX, choose_weights
+from mergecore.checkpoint.weight_files import BESIDE_WEIGHTS, INDEX_SUFFIX, choose_weights
 from mergecore.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
+_MOST_JSON_BYTES = 200_000_000
+"""Of one file: the indices of the largest models take a tenth of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,7 @@ class LocalFiles:
         return read_json(self.folder / name)
 
     def tensors(self, names: Sequence[str]) -> dict[str, TensorRef]:
-        return {name: tensor for file in names for name, tensor in read_weights(self.folder / file).items()}
+        return together(self.folder, (read_weights(self.folder / file) for file in names))
 
 
 def open_checkpoint(location: Location, on_download: OnDownload = lambda download: None) -> Checkpoint:
@@ -100,7 +102,25 @@ def open_checkpoint(location: Location, on_download: OnDownload = lambda downloa
         return hub.open_model(location, on_download)
     if location.is_file():
         return Checkpoint(location, {}, read_weights(location))
+    _check_links(location)
     return checkpoint_of(LocalFiles(location))
+
+
+def _check_links(folder: Path) -> None:
+    """Raises CheckpointError for a file that isn't weights and is a link to what is no part of any model.
+
+    Such files are copied to the output, and a stranger's link could lead to a secret. Caches link to their `blobs`.
+    """
+    for path in sorted(folder.glob("*")):
+        if path.suffix not in BESIDE_WEIGHTS or not path.is_symlink() or not path.is_file():
+            continue
+        home = path.resolve().parent
+        is_cache = home.name == "blobs" and (home.parent / "snapshots").is_dir()
+        is_model = any(any(home.glob(f"*{suffix}")) for suffix in WEIGHT_SUFFIXES)
+        if home != folder.resolve() and not is_cache and not is_model:
+            raise CheckpointError.at(
+                path, f"is a link to {path.resolve()}, which is no file of a model", "put a copy in its place"
+            )
 
 
 def local_folder(adapter: Location, on_download: OnDownload) -> Path:
@@ -138,6 +158,20 @@ def checkpoint_of(files: ModelFiles) -> Checkpoint:
     return Checkpoint(files.folder, config, tensors)
 
 
+def together(where: object, shards: Iterable[Mapping[str, TensorRef]]) -> dict[str, TensorRef]:
+    """The tensors of several weight files. Raises CheckpointError, at `where`, if two of them have the same name."""
+    tensors: dict[str, TensorRef] = {}
+    for found in shards:
+        for name, tensor in found.items():
+            if name in tensors:
+                files = sorted(Path(one.file).name for one in (tensors[name], tensor))
+                raise CheckpointError.at(
+                    where, f"the tensor `{name}` is in {files[0]} and in {files[1]}", "copy or download the model again"
+                )
+            tensors[name] = tensor
+    return tensors
+
+
 def read_weights(file: Path) -> dict[str, TensorRef]:
     """The tensors of one weight file, by name. Raises CheckpointError."""
     return read_header(file) if file.suffix == ".safetensors" else read_pickled(file)
@@ -146,15 +180,35 @@ def read_weights(file: Path) -> dict[str, TensorRef]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file whose top level is an object. Raises CheckpointError."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        check_json_size(path, path.stat().st_size)
+        return parse_json(path, path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError.at(path.parent, f"has no {path.name}, so it is not a whole model folder") from error
     except OSError as error:
         raise CheckpointError.at(path, f"can't be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError.at(path, f"is not valid JSON: {error}") from error
+
+
+def check_json_size(where: object, n_bytes: int) -> None:
+    """Raises CheckpointError for a file that is too large to be read as a whole."""
+    if n_bytes > _MOST_JSON_BYTES:
+        raise CheckpointError.at(
+            where, f"has {n_bytes:,} bytes, and no JSON file of a model has more than {_MOST_JSON_BYTES:,}"
+        )
+
+
+def parse_json(where: object, text: bytes) -> dict[str, Any]:
+    """The JSON object that the text of the file `where` is. Raises CheckpointError if it is none."""
+    try:
+        content = json.loads(text.decode("utf-8"))
+        if b"\\u" in text:
+            json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which could not be written again
+        raise CheckpointError.at(where, "holds an escaped character that is not Unicode") from error
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise CheckpointError.at(where, f"is not valid JSON: {why}") from error
     if not isinstance(content, dict):
-        raise CheckpointError.at(path, "should be a JSON object")
+        raise CheckpointError.at(where, "should be a JSON object")
     return content
 
 

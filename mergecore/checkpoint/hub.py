@@ -8,7 +8,6 @@ requests name that commit.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -16,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,14 +32,24 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from mergecore.checkpoint.checkpoint import Checkpoint, LocalFiles, checkpoint_of, read_json, read_weights
+from mergecore.checkpoint.checkpoint import (
+    Checkpoint,
+    LocalFiles,
+    check_json_size,
+    checkpoint_of,
+    parse_json,
+    read_json,
+    read_weights,
+    together,
+)
 from mergecore.checkpoint.location import Download, HubModel, OnDownload
 from mergecore.checkpoint.safetensors_file import TensorRef, parse_header
+from mergecore.checkpoint.weight_files import BESIDE_WEIGHTS
 from mergecore.errors import CheckpointError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
-"""Of the files that a model needs beside its weights: config, tokenizer, chat template, code of its own."""
+_PLAIN = re.compile(r"(?!\.{0,2}\Z)[^/\\\x00-\x1f]+")
+"""The name of a file that lies in no sub-folder, nor anywhere else."""
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _FIRST_BYTES = 1 << 17
 """Asked for at once: most headers are shorter."""
@@ -120,9 +129,12 @@ class HubFiles:
     @classmethod
     def ask(cls, model: HubModel, on_download: OnDownload) -> HubFiles:
         """Raises UnreachableError if there is no answer, other CheckpointErrors if the answer is no."""
+        _reference(model)
         with _explained(model):
             info = HfApi().model_info(model.repo, revision=model.revision, files_metadata=True, timeout=_TIMEOUT_S)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if "/" not in file.rfilename}
+        if not _COMMIT.fullmatch(str(info.sha)):
+            raise CheckpointError.at(model, f"the Hub says that its commit is {str(info.sha)!r:.60}, which is none")
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if _PLAIN.fullmatch(file.rfilename)}
         return cls(model, str(info.sha), sizes, on_download)
 
     @property
@@ -140,26 +152,21 @@ class HubFiles:
     @property
     def beside_weights(self) -> list[str]:
         """The files that go with any weights."""
-        return sorted(name for name in self.sizes if name.endswith(_BESIDE_WEIGHTS))
+        return sorted(name for name in self.sizes if name.endswith(BESIDE_WEIGHTS))
 
     def json(self, name: str) -> dict[str, Any]:
         path = self.folder / name
         if path.exists():
             return read_json(path)
-        try:
-            content = json.loads(self._first_bytes(name, self.sizes[name]))
-        except ValueError as error:
-            raise CheckpointError.at(f"{self.model}/{name}", f"is not valid JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise CheckpointError.at(f"{self.model}/{name}", "should be a JSON object")
-        return content
+        check_json_size(f"{self.model}/{name}", self.sizes[name])
+        return parse_json(f"{self.model}/{name}", self._first_bytes(name, self.sizes[name]))
 
     def tensors(self, names: Sequence[str]) -> dict[str, TensorRef]:
         pickled = [name for name in names if not name.endswith(".safetensors")]
         if pickled:
             self.fetch([*self.beside_weights, *pickled], "pickled weights are needed to plan the merge")
         with ThreadPoolExecutor(_REQUESTS) as pool:
-            return {name: tensor for tensors in pool.map(self._tensors_of, names) for name, tensor in tensors.items()}
+            return together(self.model, pool.map(self._tensors_of, names))
 
     def missing(self, names: Sequence[str]) -> Download | None:
         """Those of some files that are not in the cache."""
@@ -214,7 +221,7 @@ def _from_cache(model: HubModel, error: UnreachableError) -> Checkpoint:
 
 def _cached_snapshot(model: HubModel, error: UnreachableError) -> Path:
     """The folder that the model was downloaded to before. Raises `error` if it never was."""
-    reference = _repo_folder(model.repo) / "refs" / (model.revision or "main")
+    reference = _reference(model)
     is_commit = model.revision is not None and _COMMIT.fullmatch(model.revision)
     commit = str(model.revision) if is_commit else reference.read_text().strip() if reference.is_file() else ""
     folder = _snapshot(model.repo, commit)
@@ -225,10 +232,18 @@ def _cached_snapshot(model: HubModel, error: UnreachableError) -> Path:
 
 def _remember(model: HubModel, commit: str) -> None:
     """Note which commit the revision means, for when the Hub can't be reached."""
-    reference = _repo_folder(model.repo) / "refs" / (model.revision or "main")
+    reference = _reference(model)
     if model.revision != commit:
         reference.parent.mkdir(parents=True, exist_ok=True)
         reference.write_text(commit)
+
+
+def _reference(model: HubModel) -> Path:
+    """The file that says which commit the revision means. Raises CheckpointError for a name that leads elsewhere."""
+    name = PurePosixPath(model.revision or "main")
+    if name.is_absolute() or ".." in name.parts or "\\" in str(name):
+        raise CheckpointError.at(model, f"`{name}` can't be the name of a branch, tag or commit")
+    return _repo_folder(model.repo) / "refs" / name
 
 
 def _repo_folder(repo: str) -> Path:

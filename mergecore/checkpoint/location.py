@@ -86,6 +86,8 @@ def _locate(path: str, revision: str | None, written: str, roots: list[Path], wh
     close_hint = "" if close is None else f"did you mean `{close}`?"
     if HUB_NAME.fullmatch(path) and not path.endswith(WEIGHT_SUFFIXES):
         return HubModel(path, revision, close_hint)
+    if "://" in path:
+        raise PlanError.at(where, f"`{written}` is a URL", "write a local folder, or org/name for a model on the Hub")
     tried = " and ".join(dict.fromkeys(f"`{root.absolute() / path}`" for root in roots))
     hint = (
         _hint(path, written, roots)

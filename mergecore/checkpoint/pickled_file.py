@@ -27,7 +27,7 @@ from mergecore.checkpoint.inert_pickle import (
     StoredTensor,
     read_pickle,
 )
-from mergecore.checkpoint.safetensors_file import TensorRef
+from mergecore.checkpoint.safetensors_file import TensorRef, check_name
 from mergecore.errors import CheckpointError
 
 MOST_PICKLE_BYTES = 1 << 24
@@ -151,6 +151,7 @@ def _unpickled(path: Path, pickles: IO[bytes]) -> tuple[Any, dict[str, Storage]]
 
 
 def _tensor(path: Path, name: str, stored: StoredTensor, extents: Mapping[str, Extent]) -> TensorRef:
+    check_name(path, name)
     dtype = _dtype(path, name, stored)
     offset, shape, strides = stored.offset, stored.shape, stored.strides
     if not (_natural((offset,)) and _natural(shape) and _natural(strides) and len(shape) == len(strides)):

@@ -22,8 +22,9 @@ def recognize(model: Checkpoint) -> Architecture:
     if is_raw(model):
         return raw([model])
     names = model.config.get("architectures", [])
-    if "architectures" in model.config and (not isinstance(names, list) or len(names) != 1):
-        raise PlanError.at(model.folder / CONFIG_FILE, f"`architectures` should hold one name, found {names!r}")
+    is_name = isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)
+    if "architectures" in model.config and not is_name:
+        raise PlanError.at(model.folder / CONFIG_FILE, f"`architectures` should hold one name, found {names!r:.60}")
     candidates = definitions().get(names[0], ()) if names else ()
     return _best(candidates, model) if candidates else infer([model])
 

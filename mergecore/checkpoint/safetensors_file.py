@@ -8,6 +8,7 @@ files at once, by position, into its own buffers.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -19,6 +20,16 @@ from mergecore.errors import CheckpointError, Problem
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000
+_MOST_DIMENSIONS = 64
+_LONGEST_NAME = 1000
+_LARGEST = 1 << 62
+"""No number in a header is larger: bytes and elements are counted in 64 bits."""
+_NO_WEIGHTS = {
+    b"version ": "the pointer of Git LFS to a file",
+    b"<!DOCTYP": "a web page",
+    b"<!doctyp": "a web page",
+}
+"""How files begin that were downloaded in place of weights."""
 _ALIGNMENT = 64
 _DTYPES = {dtype.value: dtype for dtype in Dtype}
 
@@ -88,14 +99,42 @@ def header_bytes(tensors: Sequence[tuple[str, Dtype, tuple[int, ...]]]) -> bytes
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
+def check_name(path: Path, name: str) -> None:
+    """Raises CheckpointError for a tensor name that no file could be written with, or that would take long to match."""
+    if len(name) > _LONGEST_NAME:
+        raise _broken(path, f"a tensor's name has {len(name)} characters: `{name[:40]}...`")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON and pickles can hold
+        raise _broken(path, f"the tensor name {name!a} is not Unicode text") from error
+
+
+class _RepeatedKeyError(ValueError):
+    """A JSON object has the same key twice, of which parsers see only the last."""
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object that a JSON parser has read these pairs of. Raises _RepeatedKeyError, with the key."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise _RepeatedKeyError(next(key for key, count in counts.items() if count > 1))
+    return found
+
+
 def _load(path: Path, file_bytes: int, read: Callable[[int], bytes]) -> tuple[dict[str, Any], int]:
     """The parsed header, and where the data starts."""
-    length = int.from_bytes(read(_LENGTH_BYTES), "little")
+    start = read(_LENGTH_BYTES)
+    length = int.from_bytes(start, "little")
+    if start in _NO_WEIGHTS:
+        raise CheckpointError.at(path, f"is {_NO_WEIGHTS[start]}, not the weights", "download it again")
     if file_bytes < _LENGTH_BYTES or length > min(_MAX_HEADER_BYTES, file_bytes - _LENGTH_BYTES):
         raise _broken(path, f"its header should take {length} bytes, but the file has only {file_bytes}")
     try:
-        header = json.loads(read(_LENGTH_BYTES + length)[_LENGTH_BYTES:])
-    except ValueError as error:
+        header = json.loads(read(_LENGTH_BYTES + length)[_LENGTH_BYTES:], object_pairs_hook=_unrepeated)
+    except _RepeatedKeyError as error:
+        raise _broken(path, f"its header has `{error}` twice") from error
+    except (ValueError, RecursionError) as error:
         raise _broken(path, "its header is not JSON") from error
     if not isinstance(header, dict):
         raise _broken(path, "its header is not a JSON object")
@@ -103,19 +142,20 @@ def _load(path: Path, file_bytes: int, read: Callable[[int], bytes]) -> tuple[di
 
 
 def _tensor(path: Path, name: str, entry: Any, data_start: int) -> TensorRef:
+    check_name(path, name)
     try:
         shape = tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        well_formed = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        well_formed = all(type(number) is int and 0 <= number < _LARGEST for number in (*shape, begin, end))
         dtype_name = entry["dtype"]
     except (TypeError, KeyError, ValueError) as error:
         raise _broken(path, f"its entry for `{name}` lacks dtype, shape or data_offsets") from error
-    if not well_formed:
-        raise _broken(path, f"its entry for `{name}` has a shape or offset that is no natural number")
-    dtype = _DTYPES.get(dtype_name)
+    if not well_formed or len(shape) > _MOST_DIMENSIONS:
+        raise _broken(path, f"its entry for `{name}` has a shape or offset that is no natural number, or too large")
+    dtype = _DTYPES.get(dtype_name) if isinstance(dtype_name, str) else None
     if dtype is None:
         known = ", ".join(dtype.value for dtype in Dtype)
-        raise CheckpointError.at(path, f"`{name}` has the dtype {dtype_name}; supported are {known}")
+        raise CheckpointError.at(path, f"`{name}` has the dtype {dtype_name!s:.40}; supported are {known}")
     tensor = TensorRef(str(path), data_start + begin, dtype, shape)
     if tensor.n_bytes != end - begin:
         raise _broken(path, f"`{name}` should take {tensor.n_bytes} bytes but has {end - begin}")

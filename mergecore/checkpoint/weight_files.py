@@ -9,6 +9,8 @@ from typing import Any
 from mergecore.errors import CheckpointError
 
 INDEX_SUFFIX = ".index.json"
+BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
+"""Of the files that a model needs beside its weights: config, tokenizer, chat template, code of its own."""
 _STANDARD = {
     ".safetensors": ("model", "diffusion_pytorch_model"),
     ".bin": ("pytorch_model", "diffusion_pytorch_model"),

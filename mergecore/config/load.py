@@ -72,7 +72,11 @@ def _load(origin: Origin, *, strict: bool, alone: bool) -> Config:
     unknown = list(unknown_keys.find(levels, method))
     config, wrong = _validate(origin.raw)
     meant: set[KeyPath] = {(*u.path[:-1], u.meant) for u in unknown if u.meant}
-    errors = [*(u for u in unknown if u.meant), *(f for f in wrong if f.path not in meant), *not_yet.find(origin.raw)]
+    errors = [
+        *(u for u in unknown if u.meant),
+        *(f for f in wrong if f.path not in meant),
+        *_unknown_method(origin.raw),
+    ]
     errors += [*_parts(origin.raw, meant), *_tokenizers(origin.raw)]
     errors += value_types.find(levels, method) if method else ()
     warnings = [*(u for u in unknown if not u.meant), *_repeated(origin)]
@@ -88,6 +92,15 @@ def _method(raw: RawMapping) -> Method | None:
     key = next((key for key in raw if unknown_keys.closest(key, ["merge_method"])), "merge_method")
     name = raw.get("merge_method", raw.get(key))
     return methods.get(name) if isinstance(name, str) and name in methods.names() else None
+
+
+def _unknown_method(raw: RawMapping) -> Iterator[Finding]:
+    name = raw.get("merge_method")
+    if not isinstance(name, str) or name in methods.names():
+        return
+    meant = unknown_keys.closest(name, methods.names())
+    hint = f"did you mean `{meant}`?" if meant else f"the methods are: {', '.join(methods.names())}"
+    yield Finding(("merge_method",), f"`{name}` is not a merge method", hint)
 
 
 def _validate(raw: RawMapping) -> tuple[Config | None, list[Finding]]:
@@ -107,7 +120,7 @@ def _parts(raw: RawMapping, meant: set[KeyPath]) -> Iterator[Finding]:
 
 
 def _one_has_entries(raw: RawMapping, keys: Sequence[str], path: KeyPath, meant: set[KeyPath]) -> Iterator[Finding]:
-    given = [key for key in keys if not_yet.is_set(raw, key) or (*path, key) in meant]
+    given = [key for key in keys if _is_set(raw, key) or (*path, key) in meant]
     if not given:
         inside = f" in {dotted(path)}" if path else ""
         last = keys[-1]
@@ -120,9 +133,14 @@ def _one_has_entries(raw: RawMapping, keys: Sequence[str], path: KeyPath, meant:
 
 def _tokenizers(raw: RawMapping) -> Iterator[Finding]:
     """At most one of the two forms in which a tokenizer is asked for."""
-    if not_yet.is_set(raw, "tokenizer") and not_yet.is_set(raw, "tokenizer_source"):
+    if _is_set(raw, "tokenizer") and _is_set(raw, "tokenizer_source"):
         hint = "leave out `tokenizer_source`, the older form of `source` in `tokenizer`"
         yield Finding(("tokenizer_source",), "`tokenizer` and `tokenizer_source` are both given", hint)
+
+
+def _is_set(raw: RawMapping, key: str) -> bool:
+    """Whether mergekit takes `key` for given. An empty `tokenizer` asks for the default one; all else must say more."""
+    return raw.get(key) is not None if key.startswith("tokenizer") else bool(raw.get(key))
 
 
 def _repeated(origin: Origin) -> Iterator[Finding]:

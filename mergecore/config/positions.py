@@ -15,9 +15,12 @@ from mergecore.errors import ConfigError
 MOST_VALUES = 250_000
 """Aliases of aliases can make a short file mean billions of values. No merge needs this many."""
 DEEPEST = 50
+LONGEST_NUMBER = 1000
+"""Characters."""
 MERGE_TAG = "tag:yaml.org,2002:merge"
 MAPPING_TAG = "tag:yaml.org,2002:map"
 LIST_TAG = "tag:yaml.org,2002:seq"
+TEXT_TAG = "tag:yaml.org,2002:str"
 NULL_TAG = "tag:yaml.org,2002:null"
 
 
@@ -94,7 +97,7 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode) and node.tag == LIST_TAG:
             return [self._item(child, (*key_path, i)) for i, child in enumerate(node.value)]
         if not isinstance(node, yaml.ScalarNode):
-            raise self._error(node, f"the YAML tag `{node.tag}` is not allowed")
+            raise self._error(node, f"the YAML tag `{_shown_tag(node)}` is not allowed")
         return self._scalar(node)
 
     def _item(self, node: yaml.Node, key_path: KeyPath) -> Any:
@@ -134,16 +137,24 @@ class _Reader:
 
     def _scalar(self, node: yaml.Node) -> Any:
         """Only plain data is ever made: a tag such as `!!python/object` is an error, nothing of it is run."""
+        if node.tag != TEXT_TAG and len(node.value) > LONGEST_NUMBER:  # which could take for ever to convert
+            raise self._error(node, f"{shown(node.value)} is not a valid number")
         try:
             return self._scalars.construct_object(node)
         except (yaml.YAMLError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
-            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            tag = _shown_tag(node)
             if isinstance(error, yaml.constructor.ConstructorError):
                 raise self._error(node, f"the YAML tag `{tag}` is not allowed") from None
             raise self._error(node, f"{shown(node.value)} is not a valid `{tag}`") from None
 
     def _error(self, node: yaml.Node, what: str) -> Exception:
         return ConfigError.at(f"{self._path}:{_line(node)}", what)
+
+
+def _shown_tag(node: yaml.Node) -> str:
+    """As it is written."""
+    tag: str = node.tag.replace("tag:yaml.org,2002:", "!!")
+    return tag
 
 
 def _line(node: yaml.Node) -> int:

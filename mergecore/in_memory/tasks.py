@@ -11,7 +11,7 @@ from torch import Tensor
 from mergecore.checkpoint.dtypes import Dtype, promote
 from mergecore.errors import ConfigError, PlanError
 from mergecore.methods import Method, Params, Target, plugins
-from mergecore.stream.reader import torch_dtype
+from mergecore.stream.torch_dtypes import torch_dtype
 
 DtypeLike = torch.dtype | str | None
 _DTYPES = {torch_dtype(dtype): dtype for dtype in Dtype}

@@ -15,13 +15,13 @@ from mergecore.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
 from mergecore.checkpoint.safetensors_file import TensorRef
 from mergecore.checkpoint.tokenizer_files import GENERATION, TOKENIZER_FILES, TokenizerFiles
 from mergecore.checkpoint.weight_files import INDEX_SUFFIX, written_stem
-from mergecore.errors import PlanError
+from mergecore.errors import PlanError, RunError
 from mergecore.output.config_json import config_json
 from mergecore.output.manifest import MANIFEST, manifest
 from mergecore.output.model_card import config_text, model_card
 from mergecore.plan.plan import Plan
 from mergecore.stream.execute import Report
-from mergecore.stream.identity import difference, identity, input_files, same_plan
+from mergecore.stream.identity import changed_inputs, difference, file_identity, identity, input_files, same_plan
 from mergecore.stream.journal import JOURNAL, History, Journal, read_history
 from mergecore.stream.writer import (
     PARTIAL,
@@ -171,6 +171,7 @@ def finish_folder(
     config.json comes last, and an old one goes first, so that at no moment the folder looks like a model but isn't
     one; then comes the manifest, which tells the `options` of the merge, too. Raises RunError.
     """
+    _check_inputs(plan, journal.history.identity["inputs"])
     journal.mark_finishing()
     try:
         _remove_old_model(folder, plan)
@@ -192,6 +193,15 @@ def finish_folder(
     except OSError as error:
         raise write_error(Path(error.filename or folder), error) from error
     journal.mark_finished()
+
+
+def _check_inputs(plan: Plan, before: Mapping[str, Any]) -> None:
+    """Raises RunError if an input was written while it was read. One that is gone by now was read before that."""
+    there = [file for file in input_files(plan) if Path(file).exists()]
+    changed = changed_inputs({file: before[file] for file in there}, {file: file_identity(file) for file in there})
+    if changed:
+        hint = "give the same command again once it is whole"
+        raise RunError.at(changed[0], "has changed while it was merged, so the result is worth nothing", hint)
 
 
 def _written_files(plan: Plan) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from mergecore import methods
 from mergecore.checkpoint.adapter import with_adapter
@@ -22,12 +23,16 @@ from mergecore.checkpoint.weight_files import written_stem
 from mergecore.config.schema import Config
 from mergecore.errors import MergeError, PlanError, Problem
 from mergecore.methods import Method
+from mergecore.plan.embeddings import Embeddings, size_settings, vocabulary_sizes
 from mergecore.plan.layers import layers_of_output
 from mergecore.plan.plan import Model, OutputTensor, Plan
+from mergecore.plan.problems import together
 from mergecore.plan.quantized import quantization_problems
+from mergecore.plan.ranges import range_notes, range_problems
 from mergecore.plan.shards import assign_shards
 from mergecore.plan.slices import Stack, referenced, stack_problems, stacks_of
 from mergecore.plan.tensors import TensorPlanner
+from mergecore.tokenizer import vocabulary
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
 NO_STAGES: Mapping[str, Checkpoint] = MappingProxyType({})
@@ -42,6 +47,7 @@ def build(
     shard_bytes: int = DEFAULT_SHARD_BYTES,
     allow_crimes: bool = False,
     tensors: str = ALL,
+    truncate_embeddings: bool = False,
     stages: Mapping[str, Checkpoint] = NO_STAGES,
     on_download: OnDownload = lambda download: None,
 ) -> Plan:
@@ -49,7 +55,8 @@ def build(
 
     `seed` is for the methods with random numbers; None draws one. `allow_crimes` lets models of different
     architectures be merged, by the definition of the first. `tensors` (all, common, any) says which tensors are merged
-    of models that have no architecture. `stages` are models that will have been written when this
+    of models that have no architecture. `truncate_embeddings` cuts vocabularies of different sizes to the rows that all
+    models have, if the config doesn't say how to merge them. `stages` are models that will have been written when this
     merge begins, by the names that the config has for them. `on_download` is told of what planning itself downloads.
     Raises MergeError with all problems there are.
     """
@@ -63,6 +70,12 @@ def build(
         architecture = architecture.fitted(list(models.values()))
     stacks = stacks_of(config, architecture, models)
     PlanError.raise_if_any(problem for stack in stacks for problem in stack_problems(method, stack, names))
+    donor_config = list(models.values())[donor].config
+    sizes: list[int] = []
+    if vocabulary.is_asked_for(config):
+        sizes = vocabulary_sizes(architecture, models.values(), config.where("tokenizer"))
+    made = vocabulary.make(config, models, sizes, donor, on_download)
+    embeddings = Embeddings(list(models.values()), names, config.where(), made.vocabulary, truncate_embeddings)
     planner = TensorPlanner(
         method=method,
         architecture=architecture,
@@ -71,10 +84,11 @@ def build(
         dtype=_dtype(config.dtype),
         out_dtype=_dtype(config.out_dtype),
         where=config.where(),
+        embeddings=embeddings,
     )
     unplaced = planner.tensors(stacks)
-    PlanError.raise_if_any(_first(planner.problems))
-    donor_config = list(models.values())[donor].config
+    PlanError.raise_if_any(_first(list(together(planner.problems))))
+    PlanError.raise_if_any(range_problems(config.where(), unplaced))
     placed, shards = assign_shards(unplaced, shard_bytes, written_stem(donor_config))
     layers, layer_notes = layers_of_output(stacks, list(models.values()), donor)
     return Plan(
@@ -89,6 +103,9 @@ def build(
         donor_config=donor_config,
         layers=layers,
         files=architecture.files,
+        tokenizer=made.files,
+        vocabulary=made.vocabulary,
+        vocabulary_settings=_vocabulary_settings(architecture, donor_config, embeddings),
         dtype=_most_common_dtype(placed),
         has_head=_has_head(stacks, placed),
         tensors=placed,
@@ -100,6 +117,9 @@ def build(
             *_notes(architecture, stacks),
             *layer_notes,
             *_base_notes(planner),
+            *range_notes(config.where(), placed),
+            *made.notes,
+            *embeddings.notes,
             *_float8_notes(config, placed),
         ),
         name=config.name,
@@ -176,9 +196,15 @@ def _architecture(
         raise PlanError.at(
             config.where(),
             f"the models have different architectures: {each}",
-            "--allow-crimes merges them all the same",
+            _no_config_hint(models) or "--allow-crimes merges them all the same",
         )
     return found[donor]
+
+
+def _no_config_hint(models: Sequence[Checkpoint]) -> str:
+    """What to do if some models don't say what they are, as the others do."""
+    folders = [str(model.folder) for model in models if is_raw(model)]
+    return f"there is no config.json that says what is in {', '.join(folders)}" if folders else ""
 
 
 def _dtype(name: str | None) -> Dtype | None:
@@ -229,6 +255,18 @@ def _notes(architecture: Architecture, stacks: Sequence[Stack]) -> list[str]:
     if left_out:
         notes.append(f"not in `modules`, so not written: {', '.join(left_out)}")
     return notes
+
+
+def _vocabulary_settings(
+    architecture: Architecture, donor_config: Mapping[str, Any], embeddings: Embeddings
+) -> dict[str, Any]:
+    """What config.json must say of the tokens, if they are not those of the donor."""
+    merged = embeddings.vocabulary
+    if merged is not None:
+        return size_settings(architecture, donor_config, merged.n_rows) | dict(merged.settings)
+    if embeddings.rows_left is not None:
+        return size_settings(architecture, donor_config, embeddings.rows_left)
+    return {}
 
 
 def _base_notes(planner: TensorPlanner) -> list[str]:

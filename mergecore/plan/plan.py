@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from mergecore.checkpoint.dtypes import Dtype
+from mergecore.checkpoint.gathered_rows import GatheredRows, Stored
 from mergecore.checkpoint.location import Download
 from mergecore.checkpoint.low_rank import LowRank
 from mergecore.checkpoint.safetensors_file import TensorRef
+from mergecore.checkpoint.tokenizer_files import TokenizerFiles
 from mergecore.methods import Params, Target
+from mergecore.tokenizer.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
     """One model's tensor that goes into an output tensor."""
 
-    tensor: TensorRef
+    tensor: Stored
     tensor_name: str
     """In that model: layer numbers may differ from the output's."""
     model: int
     """Position of the model in `Plan.models`."""
     update: LowRank | None = None
     """What a LoRA adapter adds to the tensor."""
+
+    @property
+    def dtype(self) -> Dtype:
+        """As stored."""
+        return self.tensor.stored_dtype if isinstance(self.tensor, GatheredRows) else self.tensor.dtype
+
+    def within(self, start: int, stop: int) -> Input:
+        """What is needed of it for the elements [start, stop)."""
+        if not isinstance(self.tensor, GatheredRows):
+            return self
+        return replace(self, tensor=self.tensor.within(start, stop))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +91,7 @@ class OutputTensor:
         return self.inputs if self.base is None else (*self.inputs, self.base)
 
     @property
-    def stored(self) -> tuple[TensorRef, ...]:
+    def stored(self) -> tuple[Stored, ...]:
         """The tensors that a pass reads, each once: models that differ only in their adapters share one."""
         return tuple(dict.fromkeys(source.tensor for source in self.sources))
 
@@ -85,6 +99,19 @@ class OutputTensor:
     def factors(self) -> tuple[TensorRef, ...]:
         """The factors of all adapters' updates, which are read once and held."""
         return tuple(factor for source in self.sources if source.update for factor in source.update.factors)
+
+    @property
+    def on_disk(self) -> tuple[TensorRef, ...]:
+        """All that these lie in."""
+        parts = (t.parts if isinstance(t, GatheredRows) else (t,) for t in self.stored)
+        return (*(part for of_one in parts for part in of_one), *self.factors)
+
+    def within(self, start: int, stop: int) -> OutputTensor:
+        """What a worker needs of it for the elements [start, stop): not all of a large map of rows."""
+        if all(isinstance(tensor, TensorRef) for tensor in self.stored):
+            return self
+        inputs = tuple(input_.within(start, stop) for input_ in self.inputs)
+        return replace(self, inputs=inputs, base=None if self.base is None else self.base.within(start, stop))
 
     @property
     def input_bytes(self) -> int:
@@ -156,6 +183,12 @@ class Plan:
     """Of each module that is written."""
     files: tuple[str, ...]
     """Further files that belong to a model of this kind, copied from the donor if it has them."""
+    tokenizer: TokenizerFiles
+    """Of the output."""
+    vocabulary: Vocabulary | None
+    """None: the config asks for none, so the rows of embeddings stay as they are."""
+    vocabulary_settings: dict[str, Any]
+    """What config.json must say because of the number of tokens, and of their numbers."""
     dtype: Dtype
     """Of the output: of most of its bytes, where tensors differ."""
     has_head: bool | None

@@ -11,7 +11,7 @@ from mergecore.checkpoint.checkpoint import Checkpoint
 from mergecore.checkpoint.location import HUB_NAME
 from mergecore.checkpoint.model_reference import ModelReference
 from mergecore.config.schema import Config, ModelEntry, ModuleBlock, OutputSlice
-from mergecore.config.setting import Setting
+from mergecore.config.setting import Conditional, Setting
 from mergecore.errors import PlanError, Problem
 from mergecore.methods import Method
 
@@ -47,10 +47,11 @@ class Slice:
     """Names it in messages, empty if there is only one."""
 
     @property
-    def is_constant(self) -> bool:
-        """Whether no setting is a gradient or has a filter, so that all tensors get the same."""
+    def has_filters(self) -> bool:
+        """Whether a setting looks at the names of tensors; else all of a layer get the same values."""
         levels = (*self.levels, *(source.parameters for source in self.sources))
-        return not any(isinstance(value, tuple) for level in levels for value in level.values())
+        settings = (value for level in levels for value in level.values() if isinstance(value, tuple))
+        return any(isinstance(entry, Conditional) for setting in settings for entry in setting)
 
     @property
     def n_layers(self) -> int:

@@ -14,10 +14,16 @@ from mergecore.config.parameters import ModelLevel, resolve
 from mergecore.errors import MergeError, PlanError, Problem
 from mergecore.methods import Method, Params
 from mergecore.methods.plugins import blamed
+from mergecore.plan.embeddings import Embeddings
 from mergecore.plan.plan import Input, OutputTensor
 from mergecore.plan.slices import Slice, Source, Stack
 
 _LACKING_HINT = "--tensors common leaves such tensors out, --tensors any merges them from the models that have them"
+
+_VOCABULARY_HINT = (
+    "add `tokenizer: {source: union}` to merge the vocabularies; --unsafe-truncate-embeddings keeps the rows that all "
+    "have, whatever tokens they are"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +62,11 @@ class TensorPlanner:
     out_dtype: Dtype | None
     where: str
     """The config, for messages."""
-    problems: list[Problem] = field(default_factory=list)
-    _constant: dict[tuple[int, ...], Params] = field(default_factory=dict)
-    """By slice and models, the parameters that are the same for all tensors."""
+    embeddings: Embeddings
+    problems: list[tuple[str, Problem]] = field(default_factory=list)
+    """Each with the name of the output tensor that it is about."""
+    _unfiltered: dict[tuple[float, ...], Params] = field(default_factory=dict)
+    """By slice, position in it and models, the parameters that don't depend on a tensor's name."""
     left_as_base: list[str] = field(default_factory=list)
     """Tensors that too few models have, so that the base's are copied."""
 
@@ -94,7 +102,12 @@ class TensorPlanner:
         missing = [source for source, input_ in found if input_ is None]
         if missing and not self._may_lack(name, weight, place, missing):
             return None
-        inputs = [input_ for _, input_ in present]
+        try:
+            inputs = self.embeddings.aligned(name, weight, [input_ for _, input_ in present])
+        except PlanError as error:
+            self.problems += [(name, problem) for problem in error.problems]
+            return None
+        present = [(source, input_) for (source, _), input_ in zip(present, inputs, strict=True)]
         if not self._agree_in_shape(name, weight, inputs):
             return None
         if not all(input_.tensor.dtype.is_floating for input_ in inputs) or not inputs[0].tensor.n:
@@ -136,6 +149,7 @@ class TensorPlanner:
                 continue
             lacking = next(weight.names(place.layer_in(source)))
             self._problem(
+                name,
                 str(self.models[source.model].folder),
                 f"lacks the tensor `{lacking}`, which the output's `{name}` is made from",
                 _LACKING_HINT if self.architecture.name == RAW else f"is this whole model a {self.architecture.name}?",
@@ -146,10 +160,8 @@ class TensorPlanner:
         if len({input_.tensor.shape for input_ in inputs}) <= 1:
             return True
         shapes = ", ".join(f"{list(i.tensor.shape)} in {self.names[i.model]}" for i in inputs)
-        hint = "models with different vocabularies can't be merged yet" if self._differ_in_words(weight, inputs) else ""
-        self._problem(
-            self.where, f"`{name}` has different shapes: {shapes}", hint or "all models must have the same sizes"
-        )
+        hint = _VOCABULARY_HINT if self._differ_in_words(weight, inputs) else "all models must have the same sizes"
+        self._problem(name, self.where, f"`{name}` has different shapes: {shapes}", hint)
         return False
 
     def _differ_in_words(self, weight: Weight, inputs: Sequence[Input]) -> bool:
@@ -164,7 +176,8 @@ class TensorPlanner:
         dtypes = {input_.tensor.dtype for input_ in inputs}
         if len(dtypes) > 1 and not all(dtype.is_floating for dtype in dtypes):
             found = ", ".join(f"{i.tensor.dtype.value} in {self.names[i.model]}" for i in inputs)
-            self._problem(self.where, f"`{name}` is not floating point in all models, so it can't be merged: {found}")
+            what = f"`{name}` is not floating point in all models, so it can't be merged: {found}"
+            self._problem(name, self.where, what)
             return None
         return self._output(name, inputs)
 
@@ -179,16 +192,16 @@ class TensorPlanner:
             tensor = self._output(name, inputs, self.method.name, params, position)
             return replace(tensor, measured=True) if _is_measured(self.method, tensor) else tensor
         except MergeError as error:
-            self.problems += error.problems
+            self.problems += [(name, problem) for problem in error.problems]
             return None
 
     def _params(
         self, name: str, weight: Weight, place: Place, present: Sequence[tuple[Source, Input]], base: int | None
     ) -> Params:
-        """The method's parameters at a tensor. Those without gradients and filters are the same for many tensors."""
-        key = (id(place.found), *(input_.model for _, input_ in present))
-        if key in self._constant:
-            return self._constant[key]
+        """The method's parameters at a tensor. Without filters all tensors of a layer have the same."""
+        key = (id(place.found), place.t, *(input_.model for _, input_ in present))
+        if key in self._unfiltered:
+            return self._unfiltered[key]
         # Filters see the weight's own name, also where a model has it under another one or uses one that it is tied to.
         in_models = (next(weight.names(place.layer_in(source))) for source, _ in present)
         levels = [
@@ -203,8 +216,8 @@ class TensorPlanner:
             t=place.t,
             where=place.found.where,
         )
-        if place.found.is_constant:
-            self._constant[key] = params
+        if not place.found.has_filters:
+            self._unfiltered[key] = params
         return params
 
     def _output(
@@ -216,7 +229,7 @@ class TensorPlanner:
         base_index: int | None = None,
     ) -> OutputTensor:
         """A tensor of which it isn't known yet where in the output it lies. Without a method it copies its inputs."""
-        stored = promote(input_.tensor.dtype for input_ in inputs)
+        stored = promote(input_.dtype for input_ in inputs)
         floating = stored.is_floating
         base = None
         if method is not None and self.method.space == "deltas" and base_index is not None:
@@ -240,8 +253,8 @@ class TensorPlanner:
             offset_bytes=0,
         )
 
-    def _problem(self, where: str, what: str, hint: str = "") -> None:
-        self.problems.append(Problem(where, what, hint))
+    def _problem(self, name: str, where: str, what: str, hint: str = "") -> None:
+        self.problems.append((name, Problem(where, what, hint)))
 
 
 @cache

@@ -38,7 +38,7 @@ def tiles_bytes(tensor: OutputTensor, elements: int) -> int:
     stored = sum(read.dtype.size for read in tensor.stored) + tensor.dtype.size
     factors = computed * sum(factor.n for factor in tensor.factors)
     gathered = [source.dtype.size for source in tensor.stored if isinstance(source, GatheredRows)]
-    stored += max(gathered, default=0)  # their rows, before they are a tile
+    stored += 3 * max(gathered, default=0)  # their rows as stored, converted, and in their places
     return (
         held_elements(tensor, elements) * (stored + computed * len(tensor.sources) + scratch_per_element(tensor))
         + factors

@@ -12,7 +12,8 @@ for all sizes of tiles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ class RowReader:
     def __init__(self, read_elements: ReadElements) -> None:
         self._read_elements = read_elements
         self._means: dict[GatheredRows, Bytes] = {}
+        self._buffers: dict[str, Bytes] = {}
 
     def read(self, tensor: GatheredRows, start: int, into: memoryview) -> None:
         """Fill `into` with the elements from `start` on. Raises CheckpointError."""
@@ -52,52 +54,81 @@ class RowReader:
         if _is_run(entries) and tensor.parts[entries.parts[0]].dtype is tensor.dtype:
             self._read_elements(tensor.parts[entries.parts[0]], int(entries.rows[0]) * columns + skipped, into)
             return
-        rows = self._rows(tensor, entries)
         means = entries.targets[entries.parts == MEAN]
-        if len(means):
-            rows[means] = self._mean(tensor)
+        mean = self._mean(tensor) if len(means) else None  # before the rows, as it takes the same memory
+        rows = self._rows(tensor, entries)
+        if mean is not None:
+            rows[means] = mean
         into[:] = _memory(rows)[skipped * size : skipped * size + len(into)]
 
     def _rows(self, tensor: GatheredRows, entries: Entries) -> Bytes:
-        """[R, bytes of a row] The rows, but for the means of all others, which stay zero."""
-        rows = np.zeros((len(entries.counts), tensor.columns * tensor.dtype.size), np.uint8)
+        """[R, bytes of a row] The rows, but for the means of all others, which are zero. They hold until the next."""
+        rows = self._buffer("rows", len(entries.counts), tensor.columns * tensor.dtype.size)
+        rows[entries.counts == 0] = 0
+        rows[entries.targets[entries.parts == MEAN]] = 0
         is_first = np.ones(len(entries.targets), bool)
         is_first[1:] = entries.targets[1:] != entries.targets[:-1]
         for part, ref in enumerate(tensor.parts):
             chosen = np.flatnonzero(entries.parts == part)
-            for places, found in self._picked(ref, entries.rows[chosen]):
-                at = chosen[places]
-                self._place(rows, entries.targets[at], is_first[at], _converted(found, ref.dtype, tensor.dtype), tensor)
+            if len(chosen):
+                chosen = chosen[np.argsort(entries.rows[chosen], kind="stable")]
+                found = self._stored(ref, entries.rows[chosen].astype(np.int64))
+                self._place(rows, tensor.dtype, entries.targets[chosen], is_first[chosen], found, ref.dtype)
         several = entries.counts > 1
         if several.any():
             values = _numbers(rows, tensor.dtype)
             values[several] /= entries.counts[several, None].astype(values.dtype)
         return rows
 
-    def _place(
-        self, rows: Bytes, targets: NDArray[np.int64], is_first: NDArray[np.bool_], found: Bytes, tensor: GatheredRows
-    ) -> None:
-        """Put rows where they belong: the first of each mean as it is, so that also a zero keeps its sign."""
-        rows[targets[is_first]] = found[is_first]
-        if not is_first.all():
-            values = _numbers(rows, tensor.dtype)
-            values[targets[~is_first]] += _numbers(found, tensor.dtype)[~is_first]
-
-    def _picked(self, ref: TensorRef, wanted: NDArray[np.int32]) -> Iterator[tuple[NDArray[np.int64], Bytes]]:
-        """Positions in `wanted`, and the rows of the numbers there, until all are read."""
-        if not len(wanted):
-            return
+    def _stored(self, ref: TensorRef, numbers: NDArray[np.int64]) -> Bytes:
+        """[R, bytes of a row] The rows of these numbers, which don't descend, as they are stored."""
         columns = ref.n // ref.shape[0]
         row_bytes = columns * ref.dtype.size
-        order = np.argsort(wanted, kind="stable")
-        numbers = wanted[order].astype(np.int64)
-        is_far = np.diff(numbers) > 1 + _GAP_BYTES // row_bytes
+        found = self._buffer("stored", len(numbers), row_bytes)
+        memory = _memory(found)
+        steps = np.diff(numbers)
+        is_apart = (steps == 0) | (steps > 1 + _GAP_BYTES // row_bytes)  # a row that is wanted twice is read twice
         in_other_block = np.diff(numbers // max(BLOCK_BYTES // row_bytes, 1)) > 0
-        for run in np.split(np.arange(len(numbers)), np.flatnonzero(is_far | in_other_block) + 1):
-            first, last = int(numbers[run[0]]), int(numbers[run[-1]])
-            block = np.empty((last - first + 1, row_bytes), np.uint8)
-            self._read_elements(ref, first * columns, _memory(block))
-            yield order[run], block[numbers[run] - first]
+        begins = [0, *(np.flatnonzero(is_apart | in_other_block) + 1).tolist(), len(numbers)]
+        for begin, end in itertools.pairwise(begins):
+            first, n = int(numbers[begin]), int(numbers[end - 1] - numbers[begin]) + 1
+            if n == end - begin:
+                self._read_elements(ref, first * columns, memory[begin * row_bytes : end * row_bytes])
+            else:
+                block = self._buffer("block", n, row_bytes)
+                self._read_elements(ref, first * columns, _memory(block))
+                found[begin:end] = block[numbers[begin:end] - first]
+        return found
+
+    def _place(
+        self,
+        rows: Bytes,
+        dtype: Dtype,
+        targets: NDArray[np.int64],
+        is_first: NDArray[np.bool_],
+        found: Bytes,
+        stored: Dtype,
+    ) -> None:
+        """Put rows where they belong: the first of each mean as it is, so that also a zero keeps its sign."""
+        if is_first.all() and (np.diff(targets) == 1).all():
+            _convert(found, stored, rows[targets[0] : targets[0] + len(targets)], dtype)
+            return
+        if stored is not dtype:
+            converted = self._buffer("converted", len(found), rows.shape[1])
+            _convert(found, stored, converted, dtype)
+            found = converted
+        rows[targets[is_first]] = found[is_first]
+        if not is_first.all():
+            values = _numbers(rows, dtype)
+            values[targets[~is_first]] += _numbers(found, dtype)[~is_first]
+
+    def _buffer(self, name: str, n: int, row_bytes: int) -> Bytes:
+        """[n, row_bytes] Memory that is used again: fresh pages cost more than what is done with them."""
+        held = self._buffers.get(name)
+        if held is None or len(held) < n * row_bytes:
+            self._buffers.pop(name, None)
+            held = self._buffers[name] = np.empty(n * row_bytes, np.uint8)
+        return held[: n * row_bytes].reshape(n, row_bytes)
 
     def _mean(self, tensor: GatheredRows) -> Bytes:
         """[bytes of a row] The mean of all rows that aren't such a mean themselves."""
@@ -132,13 +163,13 @@ def _memory(rows: Bytes) -> memoryview:
     return memoryview(array)
 
 
-def _converted(rows: Bytes, stored: Dtype, wanted: Dtype) -> Bytes:
-    """[R, bytes of a row] The same numbers in another type, which holds them exactly."""
+def _convert(rows: Bytes, stored: Dtype, into: Bytes, wanted: Dtype) -> None:
+    """Fill [R, bytes of a row] with the same numbers in another type, which holds them exactly."""
     if stored is wanted:
-        return rows
-    values = torch.from_numpy(rows).view(torch_dtype(stored)).to(torch_dtype(wanted))
-    found: Bytes = values.view(torch.uint8).numpy()
-    return found
+        into[:] = rows
+    else:
+        values = torch.from_numpy(rows).view(torch_dtype(stored))
+        torch.from_numpy(into).view(torch_dtype(wanted)).copy_(values)
 
 
 def _numbers(rows: Bytes, dtype: Dtype) -> NDArray[Any]:

@@ -17,8 +17,11 @@ from typing import Protocol
 from mergecore.errors import RunError
 from mergecore.stream.job import Job, OnProgress, Outcome, Setup
 
-_JOBS_AHEAD = 2
-"""Jobs a worker holds, so that it needn't wait for the next one."""
+_BATCHES_AHEAD = 2
+"""That a worker holds, so that it needn't wait for the next one."""
+_BATCH_ELEMENTS = 1 << 18
+_BATCH_JOBS = 64
+"""At most in a batch of small jobs: to send one job takes longer than merging a tensor of a few elements."""
 
 
 class Pool(Protocol):
@@ -59,22 +62,23 @@ class Processes:
             theirs.close()
 
     def run(self, setup: Setup, jobs: Iterable[Job], on_progress: OnProgress) -> Iterator[Outcome]:
-        queue = deque(jobs)
-        busy: dict[Connection, deque[Job]] = {connection: deque() for connection in self._connections}
+        queue = deque(batches(jobs))
+        busy: dict[Connection, deque[list[Job]]] = {connection: deque() for connection in self._connections}
         for connection in busy:
             self._send(connection, setup)
-            for _ in range(min(_JOBS_AHEAD, len(queue))):
+            for _ in range(min(_BATCHES_AHEAD, len(queue))):
                 self._hand_out(queue, connection, busy)
         while any(busy.values()):
-            ready = wait([c for c, jobs_there in busy.items() if jobs_there])
+            ready = wait([c for c, batches_there in busy.items() if batches_there])
             for connection in [c for c in busy if c in ready]:
-                outcome = self._receive(connection, on_progress)
-                if outcome is None:
+                outcomes = self._receive(connection, on_progress)
+                if outcomes is None:
                     continue
-                job = busy[connection].popleft()  # a worker does its jobs in their order
+                done = busy[connection].popleft()  # a worker does its batches in their order
                 if queue:
                     self._hand_out(queue, connection, busy)
-                yield replace(outcome, job=job)
+                for job, outcome in zip(done, outcomes, strict=True):
+                    yield replace(outcome, job=job)
 
     def close(self) -> None:
         for connection in self._connections:
@@ -84,7 +88,9 @@ class Processes:
                 os.killpg(process.pid, signal.SIGTERM)  # with the workers that it forked
             process.wait()
 
-    def _hand_out(self, queue: deque[Job], connection: Connection, busy: dict[Connection, deque[Job]]) -> None:
+    def _hand_out(
+        self, queue: deque[list[Job]], connection: Connection, busy: dict[Connection, deque[list[Job]]]
+    ) -> None:
         busy[connection].append(queue.popleft())
         self._send(connection, busy[connection][-1])
 
@@ -94,8 +100,8 @@ class Processes:
         except (BrokenPipeError, ConnectionResetError):
             raise self._died() from None
 
-    def _receive(self, connection: Connection, on_progress: OnProgress) -> Outcome | None:
-        """The outcome of a finished job; None for progress in between."""
+    def _receive(self, connection: Connection, on_progress: OnProgress) -> list[Outcome] | None:
+        """The outcomes of a finished batch; None for progress in between."""
         try:
             kind, *content = connection.recv()
         except (EOFError, ConnectionResetError):
@@ -108,8 +114,8 @@ class Processes:
             raise error(*problems)
         if kind == "crashed":
             raise RuntimeError(content[0])
-        outcome: Outcome = content[0]
-        return outcome
+        outcomes: list[Outcome] = content[0]
+        return outcomes
 
     def _died(self) -> RunError:
         return RunError.at(
@@ -117,6 +123,21 @@ class Processes:
             "a worker process ended before its work was done",
             "if the system ran out of memory, try fewer --workers or a smaller --memory",
         )
+
+
+def batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+    """The jobs in their order, small ones together."""
+    batch: list[Job] = []
+    elements = 0
+    for job in jobs:
+        n = job.stop - job.start
+        if batch and (elements + n > _BATCH_ELEMENTS or len(batch) == _BATCH_JOBS):
+            yield batch
+            batch, elements = [], 0
+        batch.append(job)
+        elements += n
+    if batch:
+        yield batch
 
 
 def start_pool(workers: int) -> Pool:

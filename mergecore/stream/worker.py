@@ -46,14 +46,16 @@ def main(descriptors: Sequence[int]) -> None:
 
 
 def serve(connection: Connection) -> None:
-    """Do the jobs of one run after another, each begun by its `Setup`.
+    """Do the batches of jobs of one run after another, each run begun by its `Setup`.
 
-    Answers ("progress", read, written), ("done", outcome), ("refused", problems) or ("crashed", traceback).
+    Answers ("progress", read, written), ("done", outcomes), ("refused", problems) or ("crashed", traceback).
     """
     try:
         merger: Merger | None = None
+        on_progress = throttled(connection)
         while True:
-            message: Setup | Job = connection.recv()
+            message: Setup | list[Job] = connection.recv()
+            name = ""
             try:
                 if isinstance(message, Setup):
                     if merger is not None:
@@ -62,13 +64,15 @@ def serve(connection: Connection) -> None:
                     plugins.load(setup.plugins)  # the jobs that follow hold objects of their classes
                     continue
                 merger = merger or Merger(setup)
-                outcome = merger.run(message, throttled(connection))
-                connection.send(("done", replace(outcome, job=None)))  # the parent knows it
+                outcomes = []
+                for job in message:
+                    name = f"{job.tensor.name}: "
+                    outcomes.append(replace(merger.run(job, on_progress), job=None))  # the parent knows it
+                connection.send(("done", outcomes))
             except MergeError as error:
                 connection.send(("refused", type(error), error.problems))
             except Exception:  # a defect of ours: the parent raises it, with this traceback
-                place = "" if isinstance(message, Setup) else f"{message.tensor.name}: "
-                connection.send(("crashed", place + traceback.format_exc()))
+                connection.send(("crashed", name + traceback.format_exc()))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
 

@@ -46,7 +46,10 @@ def test_a_plan_tells_where_rows_come_from(config: Path) -> None:
 def test_truncation_is_a_flag_of_its_own(config: Path) -> None:
     refused = run("plan", config)
     assert refused.returncode == 2
-    assert "hint: add `tokenizer: {source: union}` to merge the vocabularies; --unsafe-truncate-embeddings" in refused.stderr
+    assert (
+        "hint: add `tokenizer: {source: union}` to merge the vocabularies; --unsafe-truncate-embeddings"
+        in refused.stderr
+    )
     done = run("plan", config, "--unsafe-truncate-embeddings", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["vocabulary"] is None

@@ -59,7 +59,7 @@ def test_the_card_says_what_was_merged(make_model, tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     _, metadata, text = card.split("---\n", 2)
     assert yaml.safe_load(metadata) == {
-        "base_model": [str(a), str(base)], "library_name": "transformers", "tags": ["merge", "mergecore", "dare_ties"],
+        "library_name": "transformers", "tags": ["merge", "mergecore", "dare_ties"],
     }  # fmt: skip
     assert "arxiv.org/abs/2311.03099" in text
     assert "Random seed: 17" in text

@@ -220,15 +220,31 @@ def test_shape_mismatch_names_both_shapes(make_model, llama) -> None:
 def test_vocabulary_mismatch_has_a_hint_of_its_own(make_model, llama) -> None:
     tensors = llama() | {name: torch.ones(53, 24) for name in ("model.embed_tokens.weight", "lm_head.weight")}
     fails(
-        "(hint: models with different vocabularies can't be merged yet)",
+        "(hint: add `tokenizer: {source: union}` to merge the vocabularies; --unsafe-truncate-embeddings keeps",
         config("linear", make_model("a"), make_model("b", tensors), parameters={"weight": 1}),
     )
 
 
-def test_many_problems_are_cut_to_a_screenful(make_model) -> None:
+def test_what_many_tensors_lack_is_told_once(make_model) -> None:
     a, empty = make_model("a", n_layers=4), make_model("empty", {}, n_layers=4)
     with pytest.raises(PlanError) as caught:
         plan(config("linear", a, empty, parameters={"weight": 1}))
+    (problem,) = caught.value.problems
+    likewise = (
+        "likewise for `model.layers.0.input_layernorm.weight`, `model.layers.0.self_attn.q_proj.weight` and 35 more"
+    )
+    assert problem.what == (
+        "lacks the tensor `model.embed_tokens.weight`, which the output's `model.embed_tokens.weight` is made from; "
+        + likewise
+    )
+
+
+def test_many_problems_are_cut_to_a_screenful(make_model) -> None:
+    models = [make_model(m, {f"t{i}": torch.ones(i + 1 + len(m)) for i in range(30)}) for m in ("a", "bb")]
+    for model in models:
+        (model / "config.json").unlink()
+    with pytest.raises(PlanError) as caught:
+        plan(config("linear", *models, parameters={"weight": 1}))
     assert len(caught.value.problems) == 21
     assert "more problems like these" in caught.value.problems[-1].what
 
@@ -350,7 +366,7 @@ def test_weights_that_add_up_to_nothing(make_model) -> None:
     source = config("linear", a, b)
     for entry, weight in zip(source["models"], (1, -1), strict=True):
         entry["parameters"] = {"weight": weight}
-    fails("the weights 1, -1 add up to 0, so they can't be normalized (hint: set `normalize: false`", source)
+    fails("the weights 1, -1 add up to 0, so they can't be normalized; likewise for", source)
 
 
 def test_unknown_tensors_are_merged_with_a_note(make_model, llama) -> None:

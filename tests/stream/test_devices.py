@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_family import example_config, load_weights, same_bytes, write_family
+from small_vocabularies import TEXTS, save_model, train
 from stand_in_device import StandIn
 from torch import Tensor
 
@@ -99,6 +100,17 @@ def test_kernels_in_batches(family, use, tmp_path: Path) -> None:
     want = on_the_cpu(config, tmp_path / "cpu")
     use(StandIn(delay_s=0.002))
     assert same_bytes(want, on_devices(config, tmp_path / "triton", backend="triton"))
+
+
+@pytest.mark.parametrize("method", ["linear", "dare_ties"])
+def test_rows_of_several_vocabularies(method: str, use, tmp_path: Path) -> None:
+    folders = {n: save_model(tmp_path / n, train("BPE", TEXTS[n]), i, dtype=torch.bfloat16) for i, n in enumerate("ab")}
+    entries = [{"model": str(folder), "parameters": {"weight": 0.5}} for folder in folders.values()]
+    config: dict[str, Any] = {"merge_method": method, "base_model": str(folders["a"]), "models": entries}
+    config["tokenizer"] = {"source": "union", "pad_to_multiple_of": 16}
+    want = on_the_cpu(config, tmp_path / "cpu")
+    use(StandIn(delay_s=0.002))
+    assert same_bytes(want, on_devices(config, tmp_path / "device"))
 
 
 @pytest.mark.parametrize("sizes", [DeviceSizes.within, tiny])

@@ -93,6 +93,14 @@ def test_any_stretch_of_any_map(tmp_path_factory, matrix, dtypes, data) -> None:
             assert torch.equal(found.view(torch.uint8), expected[start:stop].view(torch.uint8))
 
 
+@settings(deadline=None, max_examples=100)
+@given(order=st.lists(st.integers(0, 7), min_size=1, max_size=12))
+def test_rows_that_are_wanted_several_times(tmp_path_factory, order: list[int]) -> None:
+    part = torch.arange(24.0).view(8, 3)
+    tensor = GatheredRows.of(save(tmp_path_factory.mktemp("part"), part), row_map([[(0, i)] for i in order]))
+    assert torch.equal(read(tensor, 0, tensor.n).view(-1, 3), part[order])
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_rows_that_are_copied_keep_their_type_and_bits(tmp_path: Path, dtype: torch.dtype) -> None:
     bits = torch.arange(256 * 8, dtype=torch.int32).to(torch.uint8).view(-1, 8 * dtype.itemsize)
@@ -111,7 +119,7 @@ def test_the_type_that_rows_are_read_as(tmp_path: Path) -> None:
     )
     copied, mean = row_map([[(0, 1)], [(1, 0)]]), row_map([[(0, 1), (1, 0)]])
     types = {
-        tuple(part.dtype.value for part in parts) + (name,): GatheredRows.of(parts, rows).dtype.value
+        (*(part.dtype.value for part in parts), name): GatheredRows.of(parts, rows).dtype.value
         for parts in ([half, half], [half, single], [half, double])
         for name, rows in (("copied", copied), ("mean", mean))
     }

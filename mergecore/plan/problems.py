@@ -1,0 +1,27 @@
+"""What is wrong with many tensors alike, told once, with how many there are and some examples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from mergecore.errors import Problem
+
+_FEW = 3
+"""So many problems are each told by themselves."""
+_TENSOR = re.compile(r"`[^`]*\.[^`]*`")
+
+
+def together(found: Iterable[tuple[str, Problem]]) -> Iterator[Problem]:
+    """From the names of output tensors and their problems. Those that differ only in the tensor make one."""
+    groups: dict[tuple[str, str], list[tuple[str, Problem]]] = {}
+    for name, problem in found:
+        text = _TENSOR.sub("", str(problem).replace(name, ""))
+        groups.setdefault((text, problem.hint), []).append((name, problem))
+    for group in groups.values():
+        if len(group) <= _FEW:
+            yield from (problem for _, problem in group)
+        else:
+            (_, first), (second, _), (third, _), *others = group
+            yield replace(first, what=f"{first.what}; likewise for `{second}`, `{third}` and {len(others)} more")
