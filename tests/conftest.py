@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
 from hub_server import HubServer, serve
+from hypothesis import settings
 from safetensors.torch import save_file
 from torch import Tensor
 

@@ -27,7 +27,8 @@ from mergecore.checkpoint import pickled_file
 from mergecore.checkpoint.dtypes import Dtype
 from mergecore.checkpoint.pickled_file import read_pickled
 from mergecore.errors import CheckpointError
-from mergecore.stream.reader import Files, raw_bytes, torch_dtype
+from mergecore.stream.reader import Files, raw_bytes
+from mergecore.stream.torch_dtypes import torch_dtype
 
 DTYPES = [
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,

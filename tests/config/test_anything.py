@@ -42,7 +42,7 @@ def loaded_or_refused(source, **options):
     return None
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(raw=anything)
 def test_any_yaml(tmp_path, raw):
     path = tmp_path / "any.yml"
@@ -50,13 +50,12 @@ def test_any_yaml(tmp_path, raw):
     loaded_or_refused(path)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), anything, max_size=5))
 def test_any_mapping(raw):
     loaded_or_refused(raw)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=30) | st.text(alphabet="ab:-[]{}&*<!\"'|>%#,\n \t?", max_size=40))
 def test_any_text(tmp_path, text):
     path = tmp_path / "any.yml"
@@ -94,7 +93,7 @@ configs = st.fixed_dictionaries(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(raw=configs)
 def test_a_resolved_config_is_loaded_as_the_same(tmp_path, raw):
     path = tmp_path / "merge.yml"

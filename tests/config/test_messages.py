@@ -129,20 +129,6 @@ DTYPES = "bfloat16, float16, float32, float64"
         ),
         # not there yet
         (
-            LINEAR + "tokenizer: {}\n",
-            "merge.yml:6: `tokenizer`: building a tokenizer is not supported yet "
-            "(hint: without it a tokenizer is copied as it is)",
-        ),
-        (
-            LINEAR + "tokenizer_source: union\n",
-            "merge.yml:6: `tokenizer_source`: building a tokenizer is not supported yet "
-            "(hint: without it a tokenizer is copied as it is)",
-        ),
-        (
-            LINEAR + "chat_template: auto\n",
-            "merge.yml:6: `chat_template`: setting a chat template is not supported yet",
-        ),
-        (
             "merge_method: linear\nmodules:\n  default: {}\n",
             "merge.yml:3: there is nothing to merge in modules.default: neither `models` nor `slices` has entries",
         ),
@@ -176,7 +162,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_lines(complaints):
         "  - b\n"
         "base_modle: c\n"
         "parameters: {normalize: maybe}\n"
-        "tokenizer_source: base\n"
+        "tokenizer_source: 5\n"
         "merge_mehtod: ties\n"
     ) == [
         f"merge.yml:1: out_dtype: `fp8` is not a dtype for a merge (hint: the dtypes are: {DTYPES})",
@@ -186,8 +172,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_lines(complaints):
         "merge.yml:5: models[1]: expected a mapping, found 'b' (hint: write `- model: b`)",
         "merge.yml:6: `base_modle` is not a key of a merge config (hint: did you mean `base_model`?)",
         "merge.yml:7: normalize: expected true or false, found 'maybe'",
-        "merge.yml:8: `tokenizer_source`: building a tokenizer is not supported yet "
-        "(hint: without it a tokenizer is copied as it is)",
+        "merge.yml:8: tokenizer_source: expected the path of a model, found 5",
         "merge.yml:9: `merge_mehtod` is not a key of a merge config (hint: did you mean `merge_method`?)",
     ]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 
 from mergecore.checkpoint.model_reference import ModelReference
@@ -17,17 +15,6 @@ models:
     parameters: {weight: 1}
 """
 TOKEN = LINEAR + "tokenizer:\n  tokens:\n    <|x|>:\n      "
-NOT_YET = "building a tokenizer is not supported yet (hint: without it a tokenizer is copied as it is)"
-
-
-@pytest.fixture
-def wrong(complaints: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """The complaints about a text, but that tokenizers and templates can't be made yet."""
-
-    def wrong(text: str, *, strict: bool = False) -> list[str]:
-        return [line for line in complaints(text, strict=strict) if "is not supported yet" not in line]
-
-    return wrong
 
 
 def parsed(**keys: object) -> Config:
@@ -163,8 +150,8 @@ def test_the_older_form():
         ),
     ],
 )
-def test_what_is_wrong(wrong, text, message):
-    assert wrong(text) == message.splitlines()
+def test_what_is_wrong(complaints, text, message):
+    assert complaints(text) == message.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -174,14 +161,6 @@ def test_what_is_wrong(wrong, text, message):
         (TOKEN + "source: {kind: zero, model: m}\n", "`model` is not a key of a row of zeros and has no effect"),
     ],
 )
-def test_what_has_no_effect(wrong, text, message):
-    (line,) = wrong(text, strict=True)
+def test_what_has_no_effect(complaints, text, message):
+    (line,) = complaints(text, strict=True)
     assert message in line
-
-
-def test_what_is_right_is_not_supported_yet(complaints):
-    assert complaints(LINEAR + "tokenizer: {source: union}\n") == [f"merge.yml:5: `tokenizer`: {NOT_YET}"]
-    assert complaints(LINEAR + "tokenizer_source: base\n") == [f"merge.yml:5: `tokenizer_source`: {NOT_YET}"]
-    assert complaints(LINEAR + "chat_template: auto\n") == [
-        "merge.yml:5: `chat_template`: setting a chat template is not supported yet"
-    ]

@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> Path:
 def is_cached(file: Path) -> bool:
     descriptor = os.open(file, os.O_RDONLY)
     try:
-        return not page_cache._must_wait_for(descriptor, 1 << 19)
+        return not page_cache.must_wait_for(descriptor, 1 << 19)
     finally:
         os.close(descriptor)
 

@@ -194,7 +194,7 @@ def test_nonfinite_stays_where_it_is(workspace, cut, fine_tunes, special, name):
 weights = st.sampled_from([1.0, 0.5, 0.1, -0.3, 0.0, 1e-9, 3.0])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_any_few_models(defined, data):
     """One to five models, with deltas that are small whole numbers, so that votes tie and deltas vanish often."""

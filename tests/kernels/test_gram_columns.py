@@ -14,7 +14,7 @@ BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
 WORKSPACE = Workspace("cpu", 0)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(0, 3 * GROUP_ROWS),
     columns=st.integers(1, 40),

@@ -133,7 +133,7 @@ def test_a_threshold_of_zero_takes_all(workspace, fine_tunes):
     assert torch.equal(out, x)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     rows=st.integers(0, 5),
     columns=st.sampled_from([1, 2, 3, 77, 1000, CHUNK - 1, CHUNK + 1]),

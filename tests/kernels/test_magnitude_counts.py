@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -26,7 +26,6 @@ def magnitude_bits(x: Tensor, base: Tensor) -> np.ndarray:
     return np.minimum(delta.view(np.int32) & 0x7FFFFFFF, 0x7F800000)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(width=32), min_size=1, max_size=200), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_counts_both_halves_of_the_bits(values: list[float], dtype: torch.dtype) -> None:
     x = torch.tensor(values).to(dtype)

@@ -190,7 +190,7 @@ def test_empty_tensor(workspace, cut):
     assert find(cut([torch.empty(0)], torch.empty(0)), (0,), workspace) == (Trim(INFINITY, 0, KEYS[0]),)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     values=st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 1e-45, -3.5, 3e38]) | st.floats(width=32), max_size=40),
     data=st.data(),
@@ -202,7 +202,7 @@ def test_small_tensors(sorted_trim, cut, values, data):
     assert got == sorted_trim(delta, k, KEYS[0])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     levels=st.integers(1, 2000),
     skew=st.floats(0.1, 8.0),

@@ -66,7 +66,7 @@ def test_probabilities_follow_the_mean_rank(workspace, shape, columns):
         assert sum(got[at : at + columns]) == pytest.approx(mask.density * columns * HASH_RANGE, abs=columns)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     values=st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0]) | st.floats(width=32), min_size=1, max_size=24),
     density=st.floats(0.2, 0.8),
@@ -136,7 +136,7 @@ def test_rows_must_be_whole(workspace):
         ranked_drop(torch.zeros(100), mask_of(64), 0, workspace)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(columns=st.sampled_from([1, 3, 1000, 4096, 12345, CHUNK + 1, 2 * CHUNK + 7]), chunks=st.integers(1, 5))
 def test_sums_of_magnitudes_do_not_depend_on_tiles(fine_tunes, cut, columns, chunks):
     base, models = fine_tunes(whole_rows(3 * CHUNK, columns), (torch.bfloat16,) * 3)
@@ -149,7 +149,7 @@ def test_sums_of_magnitudes_do_not_depend_on_tiles(fine_tunes, cut, columns, chu
     assert got[1][0] == got[1][1]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(columns=st.sampled_from([1, 3, 1000, 4096, 12345, CHUNK + 1]), rows=st.integers(1, 70), elect=st.booleans())
 def test_a_consensus_does_not_depend_on_tiles(fine_tunes, columns, rows, elect):
     """Beside masks of other kinds, and where the keys of the hashes change."""

@@ -102,7 +102,7 @@ def test_equals_are_chosen_without_regard_to_their_place(workspace, cut):
     assert ((per_quarter - CHUNK / 4).abs() < 4.5 * (CHUNK * 3 / 16) ** 0.5).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     values=st.lists(
         st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 1e-45, -3e-45, 3e38]) | st.floats(width=32), max_size=30

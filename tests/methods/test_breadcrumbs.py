@@ -34,7 +34,7 @@ def elected(base, deltas, weights):
 
 
 @pytest.mark.parametrize(("method", "combined"), [("breadcrumbs", summed), ("breadcrumbs_ties", elected)])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 300),
     density=st.floats(-0.1, 1.1),

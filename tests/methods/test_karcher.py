@@ -28,7 +28,7 @@ def definition(vectors, max_iter=10, tol=1e-5):
     return lengths.mean() * mean
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     n=st.integers(2, 300),
     m=st.integers(2, 5),

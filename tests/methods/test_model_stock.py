@@ -28,7 +28,7 @@ def definition(base, models, axes):
     return t * np.mean(models, axis=0) + (1 - t) * base
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=st.sampled_from([(30,), (7, 9), (1, 5), (3, 4, 5)]),
     m=st.integers(2, 5),

@@ -24,7 +24,7 @@ def definition(vectors, weights, normalize=True, eps=1e-8):
     return (mean * np.cos(step) + tangent * np.sin(step) / step) * (weights * lengths).sum()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     n=st.integers(1, 200),
     m=st.integers(2, 5),

@@ -15,7 +15,7 @@ from mergecore import PlanError, merge
 VALUES = st.floats(-1, 1, width=32)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=50), st.floats(0, 1))
 def test_agrees_with_the_definition(merge_arrays, pairs, t):
     base, model = np.array(pairs).T

@@ -36,7 +36,7 @@ def definition(a, b, t, axes):
     return np.where(np.abs(cosine) > 1 - 1e-5, (1 - t) * a + t * b, arc)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     view=st.sampled_from(sorted(VIEWS)),
     shape=st.tuples(st.integers(1, 40), st.integers(1, 3), st.integers(1, 9)),

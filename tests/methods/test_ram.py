@@ -33,7 +33,7 @@ def ram(base, models, epsilon, r=0.0, alpha=0.0):
     return base + merged
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(1, 300),
     m=st.integers(1, 4),

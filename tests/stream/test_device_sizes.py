@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mergecore import PlanError, RunError
@@ -28,7 +28,6 @@ def job_of(n: int, models: int) -> Job:
 jobs_of = st.lists(st.builds(job_of, st.integers(0, 1 << 33), st.integers(1, 6)), min_size=1, max_size=4)
 
 
-@settings(deadline=None)
 @given(jobs_of, st.floats(1, 1000))
 def test_the_frames_and_scratch_fit(jobs: list[Job], times: float) -> None:
     memory = int(least_device_memory([job.tensor for job in jobs]) * times) + 5
@@ -39,7 +38,6 @@ def test_the_frames_and_scratch_fit(jobs: list[Job], times: float) -> None:
     assert all(span_bytes(job.tensor, min(job.stop, CHUNK)) <= sizes.frame_bytes for job in jobs)
 
 
-@settings(deadline=None)
 @given(jobs_of, st.floats(1, 1000))
 def test_halving_ends(jobs: list[Job], times: float) -> None:
     sizes = DeviceSizes.within(int(least_device_memory([job.tensor for job in jobs]) * times) + 5, jobs)

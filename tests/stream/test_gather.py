@@ -70,7 +70,7 @@ def matrices(draw) -> tuple[list[int], int, Rows]:
     return sizes, draw(st.integers(1, 9)), [*named, *([(MEAN, 0)] for _ in range(draw(st.integers(0, 2))))]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     matrix=matrices(),
     dtypes=st.lists(st.sampled_from([torch.bfloat16, torch.float32, torch.float64]), min_size=3),
@@ -93,7 +93,7 @@ def test_any_stretch_of_any_map(tmp_path_factory, matrix, dtypes, data) -> None:
             assert torch.equal(found.view(torch.uint8), expected[start:stop].view(torch.uint8))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(order=st.lists(st.integers(0, 7), min_size=1, max_size=12))
 def test_rows_that_are_wanted_several_times(tmp_path_factory, order: list[int]) -> None:
     part = torch.arange(24.0).view(8, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mergecore.checkpoint.dtypes import Dtype
@@ -42,7 +42,6 @@ def places(layout: Layout) -> list[tuple[int, int]]:
     return sorted(moved + held)
 
 
-@settings(deadline=None)
 @given(st.lists(tensors, min_size=1, max_size=5))
 def test_nothing_overlaps_and_the_size_is_known_before(found: list[OutputTensor]) -> None:
     layout = layout_of([Job(tensor, 0, tensor.n) for tensor in found])
@@ -54,7 +53,6 @@ def test_nothing_overlaps_and_the_size_is_known_before(found: list[OutputTensor]
     assert layout.read_bytes == sum(tensor.input_bytes for tensor in found)
 
 
-@settings(deadline=None)
 @given(st.lists(tensors, min_size=1, max_size=5), st.integers(1, 4))
 def test_parts_hold_every_byte_once(found: list[OutputTensor], blocks: int) -> None:
     size = blocks * ALIGNMENT

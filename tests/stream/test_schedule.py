@@ -117,7 +117,7 @@ def _passed(fence: Fence | None) -> bool:
     return fence is None or fence.passed
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.integers(1, 3), st.integers(1, 3), st.integers(1, 3),
     st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), max_size=7),

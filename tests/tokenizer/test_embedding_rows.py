@@ -148,7 +148,7 @@ def worlds(draw):
     return ids, owners, draw(st.sampled_from([None, *range(len(owners))])), tokens, draw(st.integers(1, 8))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(world=worlds())
 def test_any_vocabularies(world) -> None:
     ids, owners, base, tokens, multiple = world

@@ -134,7 +134,7 @@ def vocabularies(draw) -> Tokenizer:
     return with_added(tokenizer, *draw(st.lists(st.sampled_from(["<x>", "<y>", "ab", "a"]), unique=True)), **flags)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(all_models=st.lists(vocabularies(), min_size=1, max_size=3), data=st.data())
 def test_any_vocabularies(all_models: list[Tokenizer], data) -> None:
     base, *others = (

@@ -167,7 +167,7 @@ def jobs(draw):
     return spec, Tile(start, [x[at:] for x in models], base[at:], F32), BF16 if alike else draw(out_dtypes)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(jobs(), max_size=4))
 def test_any_batch(same_bits, batch):
     outs = [torch.full((len(tile),), float("nan"), dtype=dtype) for _, tile, dtype in batch]

@@ -37,7 +37,7 @@ def twins(jobs):
     return [torch_ops.measure(Gram(), tiles, WORKSPACE) for tiles in jobs]
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.data())
 def test_bits_of_the_twin(data):
     """Of batches of jobs, whose tiles may be cut anywhere."""

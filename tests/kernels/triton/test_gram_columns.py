@@ -33,7 +33,7 @@ def both(tiles, columns):
     return [np.array(ops.measure(GramColumns(columns), tiles, WORKSPACE)) for ops in (triton_ops, torch_ops)]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     rows=st.sampled_from([0, 1, GROUP_ROWS - 1, GROUP_ROWS, 2 * GROUP_ROWS + 3]),
     columns=st.sampled_from([1, 5, 16, 48, WIDTH, WIDTH + 16]),

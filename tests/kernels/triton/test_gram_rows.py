@@ -56,7 +56,7 @@ def test_rows_are_put_together_across_tiles(columns, size):
     assert torch.equal(torch.cat([part for _, part in got]), x)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     rows=st.integers(0, 3),
     columns=st.sampled_from([1, 8, 100, LANES, LANES + 16]),

@@ -129,7 +129,7 @@ def test_float64_is_done_by_the_twin(cut, same_bits, fine_tunes):
     same_bits(got, want)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_any_batch(same_bits, cut, fine_tunes, data):
     measures, combines = [], []

@@ -30,7 +30,7 @@ def test_shapes_and_ranks(same_bits, shape, rank):
     same_bits(added(add_low_rank, *case), added(twin, *case))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_any_run(data):
     rows, columns = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 200))

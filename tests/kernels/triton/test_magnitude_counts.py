@@ -54,7 +54,7 @@ def test_a_batch_of_several_kinds_and_lengths(fine_tunes, cut):
     assert got == want
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.floats(width=32), min_size=1, max_size=40), st.none() | st.integers(0, 0x7F800000 >> 15))
 def test_any_values(values, first_bits):
     x = torch.tensor(values)

@@ -92,7 +92,7 @@ masks = st.one_of(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_any_batch(cut, fine_tunes, data):
     jobs = []

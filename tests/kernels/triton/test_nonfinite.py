@@ -23,7 +23,7 @@ def tensors(draw):
     return x
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(tensors(), max_size=4))
 def test_counts_of_the_twin(batch):
     assert triton_ops.count_nonfinite_batch(batch) == [torch_ops.count_nonfinite(x) for x in batch]

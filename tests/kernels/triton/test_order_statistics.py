@@ -290,7 +290,7 @@ def jobs(draw):
     return spec_of(kept), [Tile(start, [x[:n].to(kind) for x, kind in zip(models, kinds, strict=True)], base, F32)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(jobs(), min_size=1, max_size=3), st.sampled_from(list(FEW)), st.sampled_from([0, 1, 3, 60]))
 def test_any_batch(batch, layout, few):
     got = search(batch, replace(FEW[layout], few=few))

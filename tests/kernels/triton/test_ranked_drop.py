@@ -79,7 +79,7 @@ def test_across_the_border_where_keys_change():
     check_bytes([(mask_of(columns), Tile(at, [x], base, F32)) for at in (start, start - 200, start + columns)])
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_any_batch(data):
     jobs = []

@@ -126,7 +126,7 @@ def test_any_number_of_models(same_bits, cut, m):
     assert got == want
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_any_batch(same_bits, cut, data):
     jobs, measures = [], []

@@ -68,7 +68,7 @@ def test_float64_is_done_by_the_twin(cut, fine_tunes):
     check([(LargestVariances(0.4, KEY), cut(models, base))])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_any_batch(cut, fine_tunes, data):
     jobs = []
