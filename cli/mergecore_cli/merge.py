@@ -21,7 +21,7 @@ from mergecore_cli.options import (
     TruncateEmbeddings,
     Verbose,
 )
-from mergecore_cli.plan import print_stages, stage_label, tell_download, tell_plan
+from mergecore_cli.plan import print_stages, stage_label, tell_download, tell_plan, time_text
 
 if TYPE_CHECKING:
     from mergecore.api import Result
@@ -102,7 +102,7 @@ def merge(
             strict=strict, plugins=plugin or (), resume=resume, tensors=tensors,
             truncate_embeddings=unsafe_truncate_embeddings, on_download=tell_download,
         )  # fmt: skip
-        print_stages(stages, workers, memory, check_output=True)
+        print_stages(stages, workers, memory, check_output=True, probe=True)
         return
     with console.byte_progress() as progress:
 
@@ -141,6 +141,7 @@ def merge(
             on_progress=progress.advance,
             on_resume=go_on,
             on_restart=lambda folder, reason: console.talk(f"Starting anew in {folder}: {reason}"),
+            on_prediction=lambda found: console.talk(f"This will take {time_text(found, found.running_s)}"),
             on_left=lambda folder: console.talk(f"What is done stays in {folder}: the same command goes on from there"),
         )
     for one in (*result.stages, result):
@@ -163,8 +164,10 @@ def _tell(result: Result) -> None:
         console.warn(note)
     console.detail(f"The backend is {report.backend.name}: {report.backend.why}")
     rate = (report.read_bytes + report.written_bytes) / max(report.seconds, 1e-9) / 1e9
+    predicted = "" if report.predicted_seconds is None else f"{report.predicted_seconds:.1f} s predicted, "
     console.talk(
         f"Merged {len(plan.tensors)} tensors{stage_label(plan)} with {report.backend} ({report.seconds:.1f} s, "
+        f"{predicted}"
         f"read {console.gigabytes(report.read_bytes)}, {rate:.2f} GB/s in and out)"
     )
     files = console.count(len(plan.shards), "weight file")

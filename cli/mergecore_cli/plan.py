@@ -26,6 +26,7 @@ from mergecore_cli.options import (
 if TYPE_CHECKING:
     from mergecore.checkpoint.location import Download
     from mergecore.plan.plan import Plan
+    from mergecore.prediction.predict import Prediction
     from mergecore.stages import PlannedStage
     from mergecore.tokenizer.vocabulary import Vocabulary
 
@@ -44,11 +45,14 @@ def plan(
     unsafe_truncate_embeddings: TruncateEmbeddings = False,
     strict: Strict = False,
     plugin: Plugins = None,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Predict the time of a long merge from a short sample of it.")
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Check a config and its models, and print what a merge would do. Writes nothing."""
+    """Check a config and its models, and print what a merge would do. Leaves nothing on the disk."""
     import mergecore
 
     stages = mergecore.plan_stages(
@@ -56,11 +60,17 @@ def plan(
         plugins=plugin or (), tensors=tensors, truncate_embeddings=unsafe_truncate_embeddings,
         on_download=tell_download,
     )  # fmt: skip
-    print_stages(stages, workers, memory, check_output=out is not None, json=json)
+    print_stages(stages, workers, memory, check_output=out is not None, probe=probe, json=json)
 
 
 def print_stages(
-    stages: Sequence[PlannedStage], workers: int | None, memory: str, *, check_output: bool, json: bool = False
+    stages: Sequence[PlannedStage],
+    workers: int | None,
+    memory: str,
+    *,
+    check_output: bool,
+    probe: bool,
+    json: bool = False,
 ) -> None:
     """The plans, to stdout, and what the user should know, to stderr. For programs: a list, if there are several."""
     from mergecore.output.folder import check_folder, free_bytes
@@ -76,9 +86,11 @@ def print_stages(
         free = free_bytes(stage.folder)
         folder = str(stage.folder) if check_output else None
         needs = {"folder": folder, "least_memory_bytes": least, "workers": count, "free_disk_bytes": free}
-        all_facts.append(_facts(stage) | needs)
+        time = _predicted(stage, workers, memory) if probe else None
+        all_facts.append(_facts(stage) | needs | {"time": None if time is None else _time_facts(time)})
         if not json:
-            _print_table(stage, f"{console.gigabytes(least)} at least, {memory} allowed, for {count} workers", free)
+            memory_text = f"{console.gigabytes(least)} at least, {memory} allowed, for {count} workers"
+            _print_table(stage, memory_text, free, time)
         for note in made.notes:
             console.warn(note)
     if json:
@@ -87,6 +99,30 @@ def print_stages(
         check_memory(stage.plan, count, parse_size(memory, "--memory"))
         if check_output:
             check_folder(stage.folder, stage.plan, overwrite=True)
+
+
+def _predicted(stage: PlannedStage, workers: int | None, memory: str) -> Prediction | None:
+    """None for a merge that takes a few seconds, or whose inputs aren't all here."""
+    import mergecore
+    from mergecore.prediction.predict import PROBE_BYTES
+
+    if stage.plan.passes_bytes < PROBE_BYTES:
+        return None
+    return mergecore.predict_time(stage.plan, stage.folder, workers=workers, memory=memory)
+
+
+def time_text(time: Prediction, seconds: float) -> str:
+    """`about 12 s, bound by arithmetic (14 ns per element, 2 workers); ...`"""
+    where = f"{time.cached:.0%} of the inputs in the page cache"
+    return (
+        f"about {seconds:.2g} s, bound by {time.bound} ({time.ns_per_element:.3g} ns per element, "
+        f"{console.count(time.workers, 'worker')}): start-up {time.startup_s:.1f} s, read {time.read_s:.1f} s "
+        f"({where}), compute {time.compute_s:.1f} s, write {time.write_s:.1f} s meanwhile"
+    )
+
+
+def _time_facts(time: Prediction) -> dict[str, Any]:
+    return {**dataclasses.asdict(time), "seconds": time.seconds, "bound": time.bound}
 
 
 def stage_label(made: Plan) -> str:
@@ -161,7 +197,7 @@ def _layers(made: Plan) -> str:
     return "layers: " + ", ".join(f"{layers.n} in {layers.module}" for layers in (one, *others))
 
 
-def _print_table(stage: PlannedStage, memory: str, free: int) -> None:
+def _print_table(stage: PlannedStage, memory: str, free: int, time: Prediction | None) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -185,6 +221,7 @@ def _print_table(stage: PlannedStage, memory: str, free: int) -> None:
         "read": console.gigabytes(made.read_bytes) + passes,
         "write": f"{console.gigabytes(made.write_bytes)}; the disk has {console.gigabytes(free)} free",
         "memory": memory,
+        **({} if time is None else {"time": time_text(time, time.seconds)}),
         "seed": "nothing here is random" if made.seed is None else str(made.seed),
     }
     for name, value in rows.items():

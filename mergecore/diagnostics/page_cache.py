@@ -31,13 +31,13 @@ def drop(files: Iterable[Path]) -> None:
         file = open_to_read(str(path))
         try:
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-            if not _must_wait_for(file, path.stat().st_size // 2):
+            if not must_wait_for(file, path.stat().st_size // 2):
                 raise RunError.at("--cold", f"`{path}` stays in the page cache", "name a --folder on a disk")
         finally:
             os.close(file)
 
 
-def _must_wait_for(file: int, offset_bytes: int) -> bool:
+def must_wait_for(file: int, offset_bytes: int) -> bool:
     """Whether a byte has to come from the disk. False on file systems that can't tell; those in memory are such."""
     try:
         os.preadv(file, [bytearray(1)], offset_bytes, os.RWF_NOWAIT)

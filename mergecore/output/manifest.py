@@ -101,6 +101,7 @@ def manifest(
             "written_bytes": report.written_bytes,
             "kept_bytes": report.kept_bytes,
             "seconds": round(report.seconds, 3),
+            "predicted_seconds": report.predicted_seconds,
             "steps": {name: _work(work) for name, work in report.steps.items()},
         },
         "nonfinite": [
