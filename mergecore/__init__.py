@@ -7,7 +7,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mergecore.api import Result, merge, plan, plan_stages, verify
+from mergecore.api import Result, merge, plan, plan_stages, predict_time, verify
 from mergecore.errors import CheckpointError, ConfigError, MergeError, PlanError, Problem, RunError
 from mergecore.stages import PlannedStage
 from mergecore.verification import Verification
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CheckpointError", "ConfigError", "MergeError", "PlanError", "PlannedStage", "Problem", "Result", "RunError",
     "Verification",
-    "merge", "merge_state_dicts", "merge_tensors", "plan", "plan_stages", "verify",
+    "merge", "merge_state_dicts", "merge_tensors", "plan", "plan_stages", "predict_time", "verify",
 ]  # fmt: skip
 __version__ = "0.1.0"
 

@@ -15,9 +15,10 @@ from mergecore.methods import plugins as plugin_files
 from mergecore.output.folder import check_folder, finish_folder, is_finished, leave_folder, start_folder
 from mergecore.plan.build import build
 from mergecore.plan.plan import Plan
+from mergecore.prediction.predict import Prediction, can_predict, predict
 from mergecore.sizes import parse_size
 from mergecore.stages import PlannedStage, discard_all, discard_empty, discard_unneeded, left_to_do, plan_all
-from mergecore.stream.backend import choose_backend
+from mergecore.stream.backend import Backend, choose_backend
 from mergecore.stream.budget import check_memory
 from mergecore.stream.device_sizes import check_device_memory
 from mergecore.stream.execute import Report, execute, report_of_finished
@@ -27,6 +28,8 @@ from mergecore.verification import Verification, verify_folder
 
 DEFAULT_MEMORY = "1GiB"
 DEFAULT_SHARD_SIZE = "5GB"
+_LONG_BYTES = 10_000_000_000
+"""To read and to write. The time of a merge that moves more is predicted: a probe is short beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,7 @@ def merge(
     on_resume: Callable[[Plan, int], None] = lambda plan, kept_bytes: None,
     on_restart: Callable[[Path, str], None] = lambda folder, reason: None,
     on_left: Callable[[Path], None] = lambda folder: None,
+    on_prediction: Callable[[Prediction], None] = lambda prediction: None,
 ) -> Result:
     """Merge models into the folder `out`.
 
@@ -162,6 +166,7 @@ def merge(
     A merge that was interrupted or failed leaves what is done in its folder, which `on_left` is told; the same call
     goes on from there. `on_resume` is told for each stage how many bytes are there, `on_restart` why a folder must be
     begun anew: config, seed, an input or the version has changed. Without `resume` nothing is taken from earlier runs.
+    `on_prediction` is told how long a long merge on the CPU will take, from a sample of it.
 
     Raises MergeError: PlanError and ConfigError before anything is written, RunError and CheckpointError after that.
     """
@@ -176,6 +181,11 @@ def merge(
     options = {"shard_size": shard_size, "allow_crimes": allow_crimes, "tensors": tensors}
 
     def carry_out(stage: PlannedStage, journal: Journal) -> Report:
+        expected = None
+        if on_cpu and not journal.has_work and stage.plan.passes_bytes + stage.plan.write_bytes > _LONG_BYTES:
+            expected = _predicted(stage.plan, stage.folder, pool, max(count, 1), memory_bytes, chosen)
+        if expected is not None:
+            on_prediction(expected)
         report = execute(
             stage.plan,
             stage.folder,
@@ -188,6 +198,8 @@ def merge(
             on_resume=lambda n_bytes: on_resume(stage.plan, n_bytes),
             journal=journal,
         )
+        if expected is not None:
+            report = replace(report, predicted_seconds=round(expected.running_s, 1))
         finish_folder(
             stage.folder,
             stage.plan,
@@ -225,6 +237,35 @@ def merge(
         return replace(results[-1], stages=tuple(results[:-1]))
     finally:
         pool.close()
+
+
+def predict_time(
+    plan: Plan,
+    out: str | Path = "merged",
+    *,
+    workers: int | None = None,
+    memory: str | int = DEFAULT_MEMORY,
+) -> Prediction | None:
+    """How long a merge on the CPU will take, from a sample of it that worker processes carry out; None where an input
+    isn't here yet or nothing can be written. Takes a second or two, and leaves nothing behind.
+    """
+    count = max(_workers(workers), 1)
+    pool = start_pool(count)
+    try:
+        return _predicted(plan, Path(out), pool, count, parse_size(memory, "memory"), choose_backend("auto", "cpu"))
+    finally:
+        pool.close()
+
+
+def _predicted(
+    plan: Plan, folder: Path, pool: Pool, workers: int, memory_bytes: int, backend: Backend
+) -> Prediction | None:
+    if not can_predict(plan):
+        return None
+    try:
+        return predict(plan, folder, pool, workers=workers, memory_bytes=memory_bytes, backend=backend)
+    except OSError:  # the merge itself will say which file can't be read or written
+        return None
 
 
 def verify(

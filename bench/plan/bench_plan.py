@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,9 @@ def bench_plan_four_70b(benchmark: Any, tmp_path: Path, method: str) -> None:
     assert made.write_bytes > 140e9
 
 
-def bench_plan_two_671b(benchmark: Any, tmp_path: Path) -> None:
-    config = merge_of("linear", *write_models(tmp_path, "ba", *deepseek_671b()))
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def bench_plan_two_671b(benchmark: Any, tmp_path: Path, method: str) -> None:
+    config = merge_of(method, *write_models(tmp_path, "ba", *deepseek_671b()))
     made = benchmark.pedantic(plan, (config,), rounds=2)
+    benchmark.extra_info["peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     assert len(made.tensors) > 45_000

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import secrets
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -40,6 +42,21 @@ _MOST_PROBLEMS = 20
 _SEED_BITS = 32
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """A plan is made of up to millions of objects, none of them in a cycle: Python's search for cycles among them,
+    again and again while they are made, would take as long as the rest.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_collector()
 def build(
     config: Config,
     *,

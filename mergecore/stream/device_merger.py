@@ -8,7 +8,7 @@ that is too large for a frame goes through in tiles, once for each pass that its
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -22,9 +22,10 @@ from mergecore.plan.plan import OutputTensor
 from mergecore.stream.accelerator import Accelerator
 from mergecore.stream.device_sizes import DeviceSizes
 from mergecore.stream.device_tensors import Findings, ReadSpan, SpanTensors
+from mergecore.stream.digests import PieceHasher
 from mergecore.stream.findings import nonfinite_sources
 from mergecore.stream.job import Job, Outcome, Setup
-from mergecore.stream.layout import Layout, layout_of, span_bytes
+from mergecore.stream.layout import Layout, Piece, layout_of, span_bytes
 from mergecore.stream.pipeline import Pipeline
 from mergecore.stream.solve import questions
 from mergecore.stream.streamed_tiles import StreamedTiles
@@ -83,19 +84,20 @@ class DeviceMerger:
         memory = self._pipeline.memory(frame)
         stored = [ReadSpan.of(span, memory) for span in layout.spans]
         findings = self._look(stored)
-        spans = [SpanTensors.of(one, memory, one.updates(self._workspace)) for one in stored]
+        spans = [SpanTensors.of(one, memory, one.updates(self._operations, self._workspace)) for one in stored]
         tiles: list[Tiles] = [span.tiles(self._sizes.step) for span in spans]
         jobs = [span.job for span in layout.spans]
         answers = self._answers(jobs, tiles)
         combines = self._solved(jobs, tiles, findings.check)
         self._combine([(combine, span) for combine, span in zip(combines, spans, strict=True) if combine is not None])
+        hashers = _Hashers(jobs)
 
         def done() -> None:
             for job, counts, answer in zip(jobs, findings.nonfinite(), answers, strict=True):
-                self._finish(job, counts, answer, _read_bytes(job))
+                self._finish(job, counts, answer, _read_bytes(job), hashers.found(job))
 
         if layout.writes:
-            self._pipeline.unload(frame, findings.check, done)
+            self._pipeline.unload(frame, findings.check, hashers.add, done)
         else:
             self._pipeline.release(frame)
             findings.check()
@@ -103,7 +105,7 @@ class DeviceMerger:
 
     def _merge_in_tiles(self, job: Job) -> None:
         """Merge a job that is larger than a frame, or answer its question."""
-        tiles = StreamedTiles(job, self._pipeline, self._sizes, self._workspace, self._look)
+        tiles = StreamedTiles(job, self._pipeline, self._sizes, self._operations, self._workspace, self._look)
 
         def check() -> None:
             for found in list(tiles.findings):
@@ -111,15 +113,16 @@ class DeviceMerger:
 
         (answer,) = self._answers([job], [tiles])
         (combine,) = self._solved([job], [tiles], check)
+        hashers = _Hashers([job])
         if combine is not None:
             tiles.align(row_length(combine))
             for frame, span in tiles.loaded():
                 self._combine([(combine, span)])
-                self._pipeline.unload(frame, check, lambda: None)
+                self._pipeline.unload(frame, check, hashers.add)
             self._pipeline.drain()
         check()
         counts = [sum(of_source) for of_source in zip(*(found.nonfinite()[0] for found in tiles.findings), strict=True)]
-        self._finish(job, counts, answer, tiles.bytes_read)
+        self._finish(job, counts, answer, tiles.bytes_read, hashers.found(job))
 
     def _look(self, stored: Sequence[ReadSpan]) -> Findings:
         return Findings(self._setup, self._accelerator, self._operations, stored)
@@ -189,12 +192,35 @@ class DeviceMerger:
             self._operations.combine(combine, tile, out, self._workspace)
         return True
 
-    def _finish(self, job: Job, nonfinite: Sequence[int], answer: Any, read_bytes: int) -> None:
+    def _finish(
+        self, job: Job, nonfinite: Sequence[int], answer: Any, read_bytes: int, blocks: Mapping[int, bytes]
+    ) -> None:
         if job.question is not None:
             self._on_done(Outcome(read_bytes, 0, (), job, answer))
             return
         found = nonfinite_sources(job.tensor, nonfinite, self._setup.model_names)
-        self._on_done(Outcome(read_bytes, (job.stop - job.start) * job.tensor.dtype.size, found, job))
+        written_bytes = (job.stop - job.start) * job.tensor.dtype.size
+        self._on_done(Outcome(read_bytes, written_bytes, found, job, blocks=blocks))
+
+
+class _Hashers:
+    """Hash the blocks of what some jobs write. For several threads."""
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self._of_job = {id(job): _hasher(job) for job in jobs}
+
+    def add(self, piece: Piece, data: memoryview) -> None:
+        """The bytes of a piece that is written."""
+        self._of_job[id(piece.job)].add(piece.offset_bytes, data)
+
+    def found(self, job: Job) -> Mapping[int, bytes]:
+        """The hashes of a job's blocks, when it is written as a whole."""
+        return self._of_job[id(job)].found
+
+
+def _hasher(job: Job) -> PieceHasher:
+    size = job.tensor.dtype.size
+    return PieceHasher(job.start * size, job.stop * size, job.tensor.n_bytes)
 
 
 def _read_bytes(job: Job) -> int:

@@ -41,14 +41,15 @@ class ReadSpan:
             [_view(memory, at, one.n, torch_dtype(one.dtype)) for at, one in factors],
         )
 
-    def updates(self, workspace: Workspace) -> dict[int, LowRankUpdate]:
-        """By source, what its adapter adds to it. The factors are copied."""
+    def updates(self, operations: Any, workspace: Workspace) -> dict[int, LowRankUpdate]:
+        """By source, what its adapter adds to it, with the operations of a backend. The factors are copied."""
         tensor, left = self.span.job.tensor, iter(self.factors)
-        return {
-            i: LowRankUpdate(source.update, [next(left) for _ in source.update.factors], _compute(tensor), workspace)
-            for i, source in enumerate(tensor.sources)
-            if source.update is not None
-        }
+        updates = {}
+        for i, source in enumerate(tensor.sources):
+            if source.update is not None:
+                factors = [next(left) for _ in source.update.factors]
+                updates[i] = LowRankUpdate(source.update, factors, _compute(tensor), operations, workspace)
+        return updates
 
 
 @dataclass(frozen=True, slots=True)

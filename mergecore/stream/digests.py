@@ -8,7 +8,8 @@ Source: https://github.com/Cyan4973/xxHash
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from threading import Lock
 
 from xxhash import xxh3_128
 
@@ -33,9 +34,7 @@ class BlockHasher:
 
     def add(self, data: memoryview) -> None:
         """The bytes that come next."""
-        while len(data):
-            room = BLOCK - self._at % BLOCK
-            part, data = data[:room], data[room:]
+        for _, part in _cut_at_blocks(self._at, data):
             self._hash.update(part)
             self._at += len(part)
             if self._at % BLOCK == 0 or self._at == self._n_bytes:
@@ -46,6 +45,59 @@ class BlockHasher:
             self.found[(self._at - 1) // BLOCK] = self._hash.digest()
         self._from_start = True
         self._hash.reset()
+
+
+class PieceHasher:
+    """Hashes the blocks of a run of a tensor's bytes, whose pieces come in any order, from several threads.
+
+    Blocks that lie in several pieces are copied, and kept until they are whole.
+    """
+
+    def __init__(self, start: int, stop: int, n_bytes: int) -> None:
+        """The run is the bytes [start, stop) of the tensor, which has `n_bytes`."""
+        self.found: dict[int, bytes] = {}
+        """Hashes of the blocks that lie in the run as a whole, as far as their pieces have come."""
+        self._blocks = blocks_within(start, stop, n_bytes)
+        self._n_bytes = n_bytes
+        self._begun: dict[int, dict[int, bytes]] = {}
+        """By block: the fragments of it that have come, by where they begin in it."""
+        self._lock = Lock()
+
+    def add(self, start: int, data: memoryview) -> None:
+        """A piece, which begins at the byte `start` of the tensor. Every byte comes once."""
+        for at, part in _cut_at_blocks(start, data):
+            block = at // BLOCK
+            if block not in self._blocks:
+                continue
+            if len(part) == self._size(block):
+                self.found[block] = xxh3_128(part).digest()
+            else:
+                self._add_fragment(block, at % BLOCK, part)
+
+    def _add_fragment(self, block: int, at: int, part: memoryview) -> None:
+        copy = bytes(part)
+        with self._lock:
+            fragments = self._begun.setdefault(block, {})
+            fragments[at] = copy
+            if sum(map(len, fragments.values())) < self._size(block):
+                return
+            del self._begun[block]
+        whole = xxh3_128()
+        for begin in sorted(fragments):
+            whole.update(fragments[begin])
+        self.found[block] = whole.digest()
+
+    def _size(self, block: int) -> int:
+        return min(BLOCK, self._n_bytes - block * BLOCK)
+
+
+def _cut_at_blocks(start: int, data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """(where it begins, its bytes) of each part of some bytes that lies in one block."""
+    while len(data):
+        room = BLOCK - start % BLOCK
+        part, data = data[:room], data[room:]
+        yield start, part
+        start += len(part)
 
 
 def block_count(n_bytes: int) -> int:

@@ -54,6 +54,8 @@ class Report:
     """What each took: the `survey`, if there was one, and the `merge`."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """Of each tensor, as written (`mergecore.stream.digests`)."""
+    predicted_seconds: float | None = None
+    """What was expected, where the merge is so long that it was asked."""
 
 
 def execute(

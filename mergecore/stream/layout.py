@@ -23,6 +23,8 @@ class Piece:
     tensor: Stored | OutputTensor
     offset_bytes: int
     """From the tensor's start."""
+    job: Job | None = None
+    """That writes it; None where it is read."""
 
     @property
     def end(self) -> int:
@@ -157,11 +159,7 @@ def _layout(spans: Sequence[tuple[Job, int, int]], *, with_factors: bool) -> Lay
         Span(*span, stored=values, factors=of_adapters, updated=updates, out=out)
         for span, values, of_adapters, updates, out in places
     ]
-    writes = [
-        Piece(span.out, span.n * span.job.tensor.dtype.size, span.job.tensor, span.start * span.job.tensor.dtype.size)
-        for span in placed
-        if span.n and not span.job.question
-    ]
+    writes = [_written(span) for span in placed if span.n and not span.job.question]
     return Layout(tuple(placed), tuple(reads), tuple(writes), area.end)
 
 
@@ -172,3 +170,9 @@ def _read(tensor: Stored, start: int, stop: int, area: _Area, reads: list[Piece]
     if n_bytes:
         reads.append(Piece(at, n_bytes, tensor, start * tensor.dtype.size))
     return at
+
+
+def _written(span: Span) -> Piece:
+    """The results of a span."""
+    tensor = span.job.tensor
+    return Piece(span.out, span.n * tensor.dtype.size, tensor, span.start * tensor.dtype.size, span.job)

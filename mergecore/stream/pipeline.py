@@ -87,6 +87,7 @@ class _Content:
     reads: list[tuple[Piece, ...]]
     writes: list[tuple[Piece, ...]]
     check: Callable[[], None] = lambda: None
+    written: Callable[[Piece, memoryview], None] = lambda piece, data: None
     done: Callable[[], None] = lambda: None
 
 
@@ -176,14 +177,21 @@ class Pipeline:
             fences = self._schedule.compute(frame)
         self._accelerator.compute_after(fences)
 
-    def unload(self, frame: int, check: Callable[[], None], done: Callable[[], None]) -> None:
+    def unload(
+        self,
+        frame: int,
+        check: Callable[[], None],
+        written: Callable[[Piece, memoryview], None],
+        done: Callable[[], None] = lambda: None,
+    ) -> None:
         """All that will be computed in the frame is queued: write its results.
 
-        Before, in another thread, `check` is called, perhaps more than once; after that, once, `done`.
+        Other threads call `check` before they write, perhaps more than once; `written` after each piece, with its
+        bytes, which hold until it returns, perhaps at the same time for several; and `done` once, after all that.
         """
         computed = self._accelerator.computed()
         content = self._contents[frame]
-        content.check, content.done = check, done
+        content.check, content.written, content.done = check, written, done
         with self._changed:
             self._schedule.unload(frame, len(content.writes), computed)
             self._changed.notify_all()
@@ -262,7 +270,7 @@ class Pipeline:
                 buffer, memory = self._shared(self._outputs[order.buffer], order.frame, part)
                 self._accelerator.copy_out(buffer, memory, order.frame_after).synchronize()
                 content.check()
-                self._empty(output, part, raw_bytes(buffer))
+                self._empty(output, part, raw_bytes(buffer), content.written)
                 with self._changed:
                     is_done = self._schedule.was_written(order)
                     self._changed.notify_all()
@@ -271,12 +279,20 @@ class Pipeline:
         finally:
             output.close()
 
-    def _empty(self, output: ShardFiles, part: Sequence[Piece], data: memoryview) -> None:
+    def _empty(
+        self,
+        output: ShardFiles,
+        part: Sequence[Piece],
+        data: memoryview,
+        written: Callable[[Piece, memoryview], None],
+    ) -> None:
         for piece in part:
             assert isinstance(piece.tensor, OutputTensor)
             at = piece.at - part[0].at
             place = piece.tensor.offset_bytes + piece.offset_bytes
-            output.write(piece.tensor.shard, place, data[at : at + piece.n_bytes])
+            of_piece = data[at : at + piece.n_bytes]
+            output.write(piece.tensor.shard, place, of_piece)
+            written(piece, of_piece)
             self._on_progress(0, piece.n_bytes)
 
     def _shared(self, buffer: Tensor, frame: int, part: Sequence[Piece]) -> tuple[Tensor, Tensor]:

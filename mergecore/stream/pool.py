@@ -66,7 +66,8 @@ class Processes:
         busy: dict[Connection, deque[list[Job]]] = {connection: deque() for connection in self._connections}
         for connection in busy:
             self._send(connection, setup)
-            for _ in range(min(_BATCHES_AHEAD, len(queue))):
+        for connection in [*busy] * _BATCHES_AHEAD:
+            if queue:
                 self._hand_out(queue, connection, busy)
         while any(busy.values()):
             ready = wait([c for c, batches_there in busy.items() if batches_there])

@@ -19,8 +19,8 @@ from mergecore.stream.gather import RowReader
 from mergecore.stream.positional_io import MOST_OPEN_FILES, open_to_read, read_at
 from mergecore.stream.strided import read_strided
 from mergecore.stream.torch_dtypes import torch_dtype
+from mergecore_kernels import torch_ops
 from mergecore_kernels.operations import whole_rows
-from mergecore_kernels.torch_ops.low_rank import add_low_rank
 from mergecore_kernels.torch_ops.nonfinite import count_nonfinite
 from mergecore_kernels.torch_ops.tile import Tile
 from mergecore_kernels.torch_ops.workspace import Workspace
@@ -150,7 +150,7 @@ class TensorTiles:
         if index not in self._updates:
             factors = [self._load_whole(factor) for factor in update.factors]
             self._factors_nonfinite[index] = sum(map(count_nonfinite, factors))
-            self._updates[index] = LowRankUpdate(update, factors, self._compute, self._workspace)
+            self._updates[index] = LowRankUpdate(update, factors, self._compute, torch_ops, self._workspace)
         values = self._workspace.take(f"updated {index}", len(stored), self._compute).copy_(stored)
         self._updates[index].add_to(values, start)
         return values
@@ -169,18 +169,25 @@ class TensorTiles:
 class LowRankUpdate:
     """What an adapter adds to one tensor, with its factors in memory."""
 
-    def __init__(self, update: LowRank, factors: Sequence[Tensor], compute: torch.dtype, workspace: Workspace) -> None:
-        """factors: the elements of `update.factors`, as stored. They are copied."""
+    def __init__(
+        self,
+        update: LowRank,
+        factors: Sequence[Tensor],
+        compute: torch.dtype,
+        operations: Any,
+        workspace: Workspace,
+    ) -> None:
+        """factors: the elements of `update.factors`, as stored. They are copied. operations: of the backend."""
         up, *others = (factor.to(workspace.device, compute, copy=True) for factor in factors)
         up = up.view(-1, update.rank) * update.scale
         down = others[0].view(update.rank, -1) if others else torch.ones(1, 1, dtype=compute, device=workspace.device)
         left, right = (down.T, up.T) if update.transposed else (up, down)
         self._left, self._right = left.contiguous(), right.contiguous()
-        self._workspace = workspace
+        self._operations, self._workspace = operations, workspace
 
     def add_to(self, values: Tensor, start: int) -> None:
         """Add the update of the elements from `start` on, in place. Shape: [n], of the compute dtype."""
-        add_low_rank(values, start, self._left, self._right, self._workspace)
+        self._operations.add_low_rank(values, start, self._left, self._right, self._workspace)
 
 
 def raw_bytes(values: Tensor) -> memoryview:

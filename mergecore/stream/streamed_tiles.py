@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from mergecore.stream.device_sizes import DeviceSizes
 from mergecore.stream.device_tensors import Findings, ReadSpan, SpanTensors
@@ -27,6 +28,7 @@ class StreamedTiles:
         job: Job,
         pipeline: Pipeline,
         sizes: DeviceSizes,
+        operations: Any,
         workspace: Workspace,
         look: Callable[[list[ReadSpan]], Findings],
     ) -> None:
@@ -37,7 +39,7 @@ class StreamedTiles:
         self._pipeline, self._look = pipeline, look
         self._is_looked_at = False
         self._tile = _tile_elements(job, sizes)
-        self._updates = self._load_updates(workspace)
+        self._updates = self._load_updates(operations, workspace)
 
     def align(self, columns: int) -> None:
         """From now on make tiles of whole rows, of so many columns: as many as in a tile before, at least one."""
@@ -73,7 +75,7 @@ class StreamedTiles:
                 self._pipeline.release(frame)
         self._is_looked_at = True
 
-    def _load_updates(self, workspace: Workspace) -> dict[int, LowRankUpdate]:
+    def _load_updates(self, operations: Any, workspace: Workspace) -> dict[int, LowRankUpdate]:
         """What adapters add, with its factors outside of the frames."""
         if not self.job.tensor.factors:
             return {}
@@ -83,7 +85,7 @@ class StreamedTiles:
         self.bytes_read += layout.read_bytes
         stored = ReadSpan.of(layout.spans[0], self._pipeline.memory(frame))
         self.findings.append(self._look([stored]))
-        updates = stored.updates(workspace)
+        updates = stored.updates(operations, workspace)
         self._pipeline.release(frame)
         return updates
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mergecore import CheckpointError, ConfigError, PlanError, RunError, api, merge, methods, plan
 from mergecore.methods import plugins, registry
-from mergecore.stream import device_merger
+from mergecore.stream import device_merger, digests, execute, pipeline, recorder
 from mergecore.stream.device_sizes import DeviceSizes, least_device_memory
 from mergecore.stream.devices import Devices
 from mergecore.stream.job import Job
@@ -88,18 +88,23 @@ def test_every_method_gives_the_bytes_of_the_cpu(method: str, family, use, tmp_p
 
 def test_kernels_in_batches(family, use, tmp_path: Path) -> None:
     """In triton's interpreter, on small tensors, which share launches. It doesn't round to bfloat16 as GPUs do."""
+    config = example_config("ties", write_small(family, tmp_path)) | {"dtype": "float32"}
+    want = on_the_cpu(config, tmp_path / "cpu")
+    use(StandIn(delay_s=0.002))
+    assert same_bytes(want, on_devices(config, tmp_path / "triton", backend="triton"))
+
+
+def write_small(family: dict[str, Path], root: Path) -> dict[str, Path]:
+    """The family with a corner of each matrix."""
     small = {}
     for name, folder in family.items():
         tensors = load_file(folder / "model.safetensors")
-        small[name] = tmp_path / name
+        small[name] = root / name
         small[name].mkdir()
         kept = {key: x[:20, :30] if x.dim() == 2 else x for key, x in tensors.items()}
         save_file({key: x.contiguous() for key, x in kept.items()}, small[name] / "model.safetensors")
         (small[name] / "config.json").write_text((folder / "config.json").read_text())
-    config = example_config("ties", small) | {"dtype": "float32"}
-    want = on_the_cpu(config, tmp_path / "cpu")
-    use(StandIn(delay_s=0.002))
-    assert same_bytes(want, on_devices(config, tmp_path / "triton", backend="triton"))
+    return small
 
 
 @pytest.mark.parametrize("method", ["linear", "dare_ties"])
@@ -124,10 +129,7 @@ def test_adapters(sizes: Sizes, family, use, tmp_path: Path) -> None:
         "base_model.model.model.embed_tokens.lora_embedding_A": torch.randn(3, 700, generator=generator) * 0.1,
         "base_model.model.model.embed_tokens.lora_embedding_B": torch.randn(301, 3, generator=generator) * 0.1,
     }
-    adapter = tmp_path / "lora"
-    adapter.mkdir()
-    save_file(factors, adapter / "adapter_model.safetensors")
-    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 3, "lora_alpha": 6}))
+    adapter = write_adapter(tmp_path / "lora", factors)
     names = {name: f"{folder}+{adapter}" if name == "b" else folder for name, folder in family.items()}
     config = example_config("ties", names)
     want = on_the_cpu(config, tmp_path / "cpu")
@@ -143,6 +145,37 @@ def test_adapters(sizes: Sizes, family, use, tmp_path: Path) -> None:
         for device in ("cpu", "cuda")
     ]
     assert counts[0].nonfinite == counts[1].nonfinite != {}
+
+
+def write_adapter(folder: Path, factors: dict[str, Tensor]) -> Path:
+    """A LoRA adapter of rank 3."""
+    folder.mkdir()
+    save_file(factors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 3, "lora_alpha": 6}))
+    return folder
+
+
+def test_adapters_are_added_by_the_backend(family, use, tmp_path: Path, monkeypatch) -> None:
+    triton_ops = pytest.importorskip("mergecore_kernels.triton_ops", reason="triton is not installed")
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"lora_A": (3, 24), "lora_B": (20, 3)}
+    module = "base_model.model.model.layers.0.self_attn.q_proj"
+    factors = {f"{module}.{name}.weight": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    small = write_small(family, tmp_path)
+    names = {**small, "b": f"{small['b']}+{write_adapter(tmp_path / 'lora', factors)}"}
+    config = example_config("linear", names) | {"dtype": "float32"}
+    want = on_the_cpu(config, tmp_path / "cpu")
+    calls: list[int] = []
+    kernel = triton_ops.add_low_rank
+
+    def add_low_rank(values: Tensor, *others: Any) -> None:
+        calls.append(len(values))
+        kernel(values, *others)
+
+    monkeypatch.setattr(triton_ops, "add_low_rank", add_low_rank)
+    use(StandIn(delay_s=0.002))
+    assert same_bytes(want, on_devices(config, tmp_path / "triton", backend="triton"))
+    assert calls == [20 * 24]
 
 
 @pytest.mark.parametrize("sizes", [DeviceSizes.within, tiny])
@@ -220,6 +253,51 @@ def test_progress_and_report_count_every_byte(sizes: Sizes, family, use, tmp_pat
     assert moved == [result.report.read_bytes, result.report.written_bytes]
     assert result.report.read_bytes == result.plan.read_bytes
     assert result.report.written_bytes == sum(t.n_bytes for t in result.plan.tensors)
+
+
+def manifest_tensors(out: Path) -> Any:
+    return json.loads((out / "mergecore.json").read_text())["tensors"]
+
+
+@pytest.fixture
+def blocks_read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(tensor's offset, block) of each block, here of 1000 bytes, that is read from the output to be hashed."""
+    read: list[tuple[int, int]] = []
+
+    def hash_stored(file: int, offset_bytes: int, n_bytes: int, blocks: Sequence[int]) -> dict[int, bytes]:
+        read.extend((offset_bytes, block) for block in blocks)
+        return digests.hash_stored(file, offset_bytes, n_bytes, blocks)
+
+    monkeypatch.setattr(digests, "BLOCK", 1000)
+    monkeypatch.setattr(recorder, "hash_stored", hash_stored)
+    return read
+
+
+@pytest.mark.parametrize("sizes", [DeviceSizes.within, tiny])
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_what_is_written_is_hashed_and_not_read_again(
+    method: str, sizes: Sizes, family, use, blocks_read, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_MOST_BUFFER_BYTES", 1 << 16)  # the largest tensor is written in several parts
+    config = example_config(method, family)
+    on_the_cpu(config, tmp_path / "cpu")
+    use(StandIn(delay_s=0.002), choose_sizes=sizes)
+    on_devices(config, tmp_path / "out")
+    assert manifest_tensors(tmp_path / "out") == manifest_tensors(tmp_path / "cpu")
+    assert blocks_read == []
+
+
+def test_only_blocks_of_several_jobs_are_read_again(family, use, blocks_read, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(execute, "SPAN", 50_001)
+    config = example_config("linear", family)
+    on_the_cpu(config, tmp_path / "cpu")
+    by_the_cpu = sorted(blocks_read)
+    blocks_read.clear()
+    use(StandIn(delay_s=0.002), StandIn())
+    on_devices(config, tmp_path / "out")
+    assert manifest_tensors(tmp_path / "out") == manifest_tensors(tmp_path / "cpu")
+    assert sorted(blocks_read) == by_the_cpu
+    assert by_the_cpu
 
 
 def test_what_is_measured_is_read_once(family, use, tmp_path: Path) -> None:
@@ -347,6 +425,28 @@ def test_a_merge_that_is_interrupted(family, use, tmp_path: Path) -> None:
     use(StandIn(delay_s=0.002), choose_sizes=tiny)
     with pytest.raises(KeyboardInterrupt):
         on_devices(example_config("ties", family), tmp_path / "out", on_progress=interrupt)
+
+
+@pytest.mark.parametrize("method", ["linear", "dare_ties"])
+def test_an_interrupted_merge_goes_on(method: str, family, use, tmp_path: Path) -> None:
+    config = example_config(method, family)
+    want = on_the_cpu(config, tmp_path / "cpu")
+    written = 0
+
+    def interrupt(_: int, more: int) -> None:
+        nonlocal written
+        written += more
+        if written > want["model.embed_tokens.weight"].nbytes:  # the largest, which comes first, is done
+            raise KeyboardInterrupt
+
+    use(StandIn(delay_s=0.002), choose_sizes=tiny)
+    with pytest.raises(KeyboardInterrupt):
+        on_devices(config, tmp_path / "out", on_progress=interrupt)
+    result = merge(config, tmp_path / "out", device="cuda", backend="torch", seed=3)
+    assert result.report.kept_bytes > 0
+    assert result.report.kept_bytes + result.report.written_bytes == sum(t.n_bytes for t in result.plan.tensors)
+    assert same_bytes(want, load_weights(tmp_path / "out"))
+    assert manifest_tensors(tmp_path / "out") == manifest_tensors(tmp_path / "cpu")
 
 
 def test_too_little_device_memory(family, tmp_path: Path, use) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from xxhash import xxh3_128
 from mergecore.checkpoint.dtypes import Dtype
 from mergecore.plan.plan import OutputTensor
 from mergecore.stream import digests
-from mergecore.stream.digests import BlockHasher, Digests, blocks_within, hash_stored, tensor_digest
+from mergecore.stream.digests import BlockHasher, Digests, PieceHasher, blocks_within, hash_stored, tensor_digest
 
 BLOCK = 16
 
@@ -48,6 +50,32 @@ def test_the_digest_does_not_depend_on_runs_and_tiles(data: bytes, cuts: list[in
     missing = found.missing(tensor(len(data)))
     found.add(tensor(len(data)), {b: xxh3_128(data[b * BLOCK : (b + 1) * BLOCK]).digest() for b in missing})
     assert found["x"] == definition(data)
+
+
+@given(st.binary(max_size=100), st.tuples(st.integers(0, 100), st.integers(0, 100)), st.data())
+def test_pieces_come_in_any_order(data: bytes, ends: tuple[int, int], draw: st.DataObject) -> None:
+    start, stop = (min(end, len(data)) for end in sorted(ends))
+    inner = draw.draw(st.lists(st.integers(start, stop), max_size=8))
+    pieces = list(pairwise(sorted({start, stop, *inner})))
+    hasher = PieceHasher(start, stop, len(data))
+    in_order = BlockHasher(start, len(data))
+    in_order.add(memoryview(data)[start:stop])
+    for first, end in draw.draw(st.permutations(pieces)):
+        piece = bytearray(data[first:end])
+        hasher.add(first, memoryview(piece))
+        piece[:] = b"?" * len(piece)  # the buffer is used again
+    assert hasher.found == in_order.found
+    assert sorted(hasher.found) == list(blocks_within(start, stop, len(data)))
+
+
+def test_pieces_from_several_threads() -> None:
+    data = random.Random(1).randbytes(3000)
+    pieces = [(at, memoryview(data)[at : at + 7]) for at in range(0, len(data), 7)]
+    hasher = PieceHasher(0, len(data), len(data))
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(hasher.add, at, piece) for at, piece in pieces]:
+            done.result()
+    assert tensor_digest(hasher.found, len(data)) == definition(data)
 
 
 @given(st.binary(min_size=1, max_size=100), st.data())

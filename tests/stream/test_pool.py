@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mergecore import PlanError, RunError, merge
+from mergecore import PlanError, RunError, merge, plan
 from mergecore.stream import pool as pools
-from mergecore.stream.job import Setup
-from mergecore.stream.pool import Processes, default_workers
+from mergecore.stream.job import Job, Setup
+from mergecore.stream.pool import Processes, batches, default_workers
+from mergecore.stream.worker import throttled
 
 
 def source(*models: Path) -> dict[str, Any]:
@@ -80,3 +82,40 @@ def test_a_script_without_a_main_guard_can_merge(make_model, tmp_path: Path) -> 
     )
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+def test_small_jobs_go_together(make_model) -> None:
+    """To send a job takes longer than to merge a few elements."""
+    tensor = plan(source(make_model("a"))).tensors[0]
+    sizes = [1 << 20, 1 << 18, *[1 << 17] * 3, *[10] * 100]
+    made = list(batches(Job(tensor, 0, size) for size in sizes))
+    assert [len(batch) for batch in made] == [1, 1, 2, 64, 37]
+    assert [job.stop for batch in made for job in batch] == sizes
+
+
+def test_progress_of_small_jobs_arrives(make_model, tmp_path: Path, monkeypatch) -> None:
+    """A merge of many jobs that each take less than the time between two reports."""
+    sent: list[tuple[int, int]] = []
+    clock = iter(range(1000))
+    monkeypatch.setattr("mergecore.stream.worker.time.monotonic", lambda: 0.06 * next(clock))
+    report = throttled(SimpleNamespace(send=lambda message: sent.append(message[1:])))
+    for _ in range(10):
+        report(5, 0)
+        report(0, 3)
+    assert sent == [(5, 3)] * 10
+
+
+def test_jobs_are_spread_over_the_workers_first(make_model, monkeypatch) -> None:
+    tensor = plan(source(make_model("a"))).tensors[0]
+    pool = Processes(2)
+    handed: list[Any] = []
+    monkeypatch.setattr(pool, "_send", lambda connection, message: handed.append((connection, message)))
+    monkeypatch.setattr(pool, "_receive", lambda *_: pytest.fail("nothing was sent"))
+    monkeypatch.setattr(pools, "wait", lambda connections: pytest.fail(f"{len(connections)} are busy"))
+    try:
+        with pytest.raises(pytest.fail.Exception, match="2 are busy"):
+            list(pool.run(None, [Job(tensor, 0, 1 << 20)] * 2, lambda *_: None))  # type: ignore[arg-type]
+    finally:
+        pool.close()
+    assert [type(message) for _, message in handed[2:]] == [list, list]
+    assert handed[2][0] is not handed[3][0]
