@@ -40,6 +40,7 @@ from mergecore_kernels.torch_ops.gram import gram
 from mergecore_kernels.torch_ops.gram_columns import gram_columns
 from mergecore_kernels.torch_ops.gram_rows import gram_rows
 from mergecore_kernels.torch_ops.importance import importance_quantiles, take_important
+from mergecore_kernels.torch_ops.low_rank import add_low_rank
 from mergecore_kernels.torch_ops.magnitude_counts import magnitude_counts
 from mergecore_kernels.torch_ops.magnitude_sums import magnitude_sums
 from mergecore_kernels.torch_ops.nearswap import nearswap
@@ -58,6 +59,7 @@ __all__ = [
     "Tile",
     "Tiles",
     "Workspace",
+    "add_low_rank",
     "combine",
     "combine_batch",
     "count_nonfinite",

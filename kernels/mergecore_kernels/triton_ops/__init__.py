@@ -3,9 +3,9 @@
 Importing this package needs triton, so it is imported only where it is used. Tensors are on the current CUDA or ROCm
 device (or on the CPU under TRITON_INTERPRET=1).
 
-Each operation has a batch form; a single call is a batch of one. Jobs of a batch that have the same layout (number and
-dtypes of inputs, base and output; alignment) share a launch. `combine_batch` doesn't make the host wait;
-`measure_batch` makes it wait once, if all tiles are in lists; twice where magnitudes are counted.
+Each operation but `add_low_rank` has a batch form; a single call is a batch of one. Jobs of a batch that have the same
+layout (number and dtypes of inputs, base and output; alignment) share a launch. `combine_batch` doesn't make the host
+wait; `measure_batch` makes it wait once, if all tiles are in lists; twice where magnitudes are counted.
 
 Kernels compute in float32. Jobs with a float64 tensor among their inputs go to the torch twin, on the same device: such
 models are rare, and each kernel would need a second form.
@@ -52,6 +52,7 @@ from mergecore_kernels.triton_ops.gram import gram_batch
 from mergecore_kernels.triton_ops.gram_columns import gram_columns_batch
 from mergecore_kernels.triton_ops.gram_rows import gram_rows_batch
 from mergecore_kernels.triton_ops.importance import importance_quantiles_batch, take_important_batch
+from mergecore_kernels.triton_ops.low_rank import add_low_rank
 from mergecore_kernels.triton_ops.magnitude_counts import magnitude_counts_batch
 from mergecore_kernels.triton_ops.magnitude_sums import magnitude_sums_batch
 from mergecore_kernels.triton_ops.nearswap import nearswap_batch
@@ -72,6 +73,7 @@ __all__ = [
     "Tile",
     "Tiles",
     "Workspace",
+    "add_low_rank",
     "combine",
     "combine_batch",
     "count_nonfinite",
