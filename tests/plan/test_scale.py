@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import json
-import time
+import sys
 import tracemalloc
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -64,17 +65,32 @@ def mixture(tmp_path: Path) -> Callable[[str, int], dict[str, Any]]:
     return make
 
 
-@pytest.mark.parametrize("method", ["linear", "ties"])
-def test_time_grows_with_the_tensors(mixture: Any, method: str) -> None:
-    def seconds(experts: int) -> float:
-        config = mixture(method, experts)
-        began = time.process_time()
-        assert len(jobs(plan(config))) > 12 * experts
-        return time.process_time() - began
+def calls_of(work: Callable[[], Any]) -> int:
+    """How many functions it calls, Python's own among them: its work, whatever else the machine does."""
+    calls = 0
 
-    seconds(16)  # what is loaded and cached once
-    small, large = min(seconds(64) for _ in range(3)), seconds(512)
-    assert large < 3 * 8 * small
+    def count(_frame: FrameType, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_work_grows_with_the_tensors(mixture: Any, method: str) -> None:
+    def work(experts: int) -> int:
+        config = mixture(method, experts)
+        assert len(jobs(plan(config))) > 12 * experts
+        return calls_of(lambda: jobs(plan(config)))
+
+    work(2)  # what is loaded and cached once
+    small, large = work(16), work(128)
+    assert large < 8.5 * small
 
 
 @pytest.mark.parametrize("method", ["linear", "ties"])
