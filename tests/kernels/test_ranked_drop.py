@@ -20,7 +20,8 @@ from mergecore_kernels.operations import (
     whole_rows,
 )
 from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace, combine, measure
-from mergecore_kernels.torch_ops.ranked_drop import keep_thresholds, ranked_drop
+from mergecore_kernels.torch_ops.masks import apply_mask
+from mergecore_kernels.torch_ops.ranked_drop import keep_thresholds
 
 KEY = Key.of("drop", 5, "model.layers.3.mlp.up_proj.weight", 2)
 F32, F64 = torch.float32, torch.float64
@@ -91,7 +92,7 @@ def test_keeps_what_the_hash_says(workspace, oracle_hash, dtype, columns, start)
     mask = mask_of(columns)
     kept = oracle_hash(KEY, np.arange(start, start + n)) < keep_thresholds(delta, mask, workspace).numpy()
     want = torch.where(torch.from_numpy(kept), delta, torch.zeros_like(delta))
-    ranked_drop(delta, mask, start, workspace)
+    apply_mask(delta, mask, start, workspace)
     assert torch.equal(delta, want)
 
 
@@ -99,9 +100,9 @@ def test_runs_of_rows_give_the_same(workspace):
     torch.manual_seed(0)
     delta, mask = torch.randn(8 * CHUNK).mul_(20).round_(), mask_of(512)
     whole, parts = delta.clone(), delta.clone()
-    ranked_drop(whole, mask, 0, workspace)
+    apply_mask(whole, mask, 0, workspace)
     for at in range(0, 8 * CHUNK, 2 * CHUNK):
-        ranked_drop(parts[at : at + 2 * CHUNK], mask, at, workspace)
+        apply_mask(parts[at : at + 2 * CHUNK], mask, at, workspace)
     assert torch.equal(whole, parts)
 
 
@@ -110,7 +111,7 @@ def test_the_density_is_met_and_large_magnitudes_are_favoured(workspace):
     delta = torch.randn(16 * CHUNK)
     large = delta.abs() > delta.abs().median()
     kept = delta.clone()
-    ranked_drop(kept, mask_of(4096, density=0.5, epsilon=0.2), 0, workspace)
+    apply_mask(kept, mask_of(4096, density=0.5, epsilon=0.2), 0, workspace)
     n = delta.numel()
     # Six standard deviations of a binomial count.
     assert abs((kept != 0).sum().item() / n - 0.5) < 6 * 0.5 / n**0.5
@@ -120,20 +121,20 @@ def test_the_density_is_met_and_large_magnitudes_are_favoured(workspace):
 
 def test_a_dropped_nan_is_gone(workspace):
     delta = torch.full((CHUNK,), float("nan"))
-    ranked_drop(delta, mask_of(64, density=0.5), 0, workspace)
+    apply_mask(delta, mask_of(64, density=0.5), 0, workspace)
     assert 0.4 < (delta == 0).float().mean().item() < 0.6
     assert not delta[delta == 0].signbit().any()
 
 
 def test_an_empty_tensor(workspace):
     delta = torch.empty(0)
-    ranked_drop(delta, mask_of(64), 0, workspace)
+    apply_mask(delta, mask_of(64), 0, workspace)
     assert delta.numel() == 0
 
 
 def test_rows_must_be_whole(workspace):
     with pytest.raises(AssertionError, match="rows must be whole"):
-        ranked_drop(torch.zeros(100), mask_of(64), 0, workspace)
+        apply_mask(torch.zeros(100), mask_of(64), 0, workspace)
 
 
 @settings(max_examples=12)
@@ -144,7 +145,7 @@ def test_sums_of_magnitudes_do_not_depend_on_tiles(fine_tunes, cut, columns, chu
     got = measure(MagnitudeSums(masks), cut(models, base, chunks), Workspace("cpu", 0))
     assert got == measure(MagnitudeSums(masks), cut(models, base, 100), Workspace("cpu", 0, use_numpy=False))
     kept = (models[0].float() - base.float()).abs()
-    ranked_drop(kept, masks[0], 0, Workspace("cpu", 0))
+    apply_mask(kept, masks[0], 0, Workspace("cpu", 0))
     assert got[0][1] == pytest.approx(kept.double().sum().item(), rel=1e-6)
     assert got[1][0] == got[1][1]
 

@@ -18,6 +18,7 @@ from mergecore_kernels.torch_ops.workspace import Workspace
 def magnitude_sums(tiles: Tiles, spec: MagnitudeSums, workspace: Workspace) -> list[tuple[float, float]]:
     """[M] (Σ|δ|, Σ|δ| over what the mask keeps). Sums follow `reduction_tree`; what is masked counts as +0."""
     sums = TreeSums(2 * len(spec.masks), workspace)
+    workspace.kept_bits.begin(spec.masks, workspace.budget_bytes)
     if row_length(spec) == 1:
         for tile in tiles:
             for piece in tile.pieces(PIECE):

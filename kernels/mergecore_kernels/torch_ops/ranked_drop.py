@@ -12,29 +12,17 @@ import torch
 from torch import Tensor
 
 from mergecore_kernels.operations import HASH_RANGE, RankedDrop, whole_rows
-from mergecore_kernels.torch_ops.arithmetic import BITS
 from mergecore_kernels.torch_ops.counter_hash import WORD, hash_run
 from mergecore_kernels.torch_ops.sieve import INFINITY
 from mergecore_kernels.torch_ops.tile import CHUNK
 from mergecore_kernels.torch_ops.workspace import Workspace
 
 
-def ranked_drop(delta: Tensor, mask: RankedDrop, start: int, workspace: Workspace) -> None:
-    """Set the elements of `delta` whose hash is at or above the threshold of their rank to +0, in place.
+def keep_by_rank(delta: Tensor, mask: RankedDrop, start: int, kept: Tensor, workspace: Workspace) -> None:
+    """Write 1 to `kept` [n], bool or of any integer dtype, where the hash is below the threshold of the rank, else 0.
 
     Shapes: delta [n], whole rows; the elements from `start` on, which is the start of a row.
     NaN and Inf rank above every finite magnitude, as equals.
-    """
-    kept = workspace.take("kept", delta.numel(), BITS[delta.dtype])
-    keep_by_rank(delta, mask, start, kept, workspace)
-    # The bits times 1 or 0: a dropped NaN or Inf is gone.
-    delta.view(kept.dtype).mul_(kept)
-
-
-def keep_by_rank(delta: Tensor, mask: RankedDrop, start: int, kept: Tensor, workspace: Workspace) -> None:
-    """Write 1 to `kept` [n], of any integer dtype, where the hash is below the threshold, else 0.
-
-    Shapes: delta [n] and `start` as in `ranked_drop`.
     """
     assert delta.numel() % mask.columns == start % mask.columns == 0, "rows must be whole"
     # So few rows at a time that the steps in between stay in the cache.

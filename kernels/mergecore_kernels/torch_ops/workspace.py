@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mergecore_kernels.torch_ops.kept_bits import KeptBits
+
 
 class Workspace:
     """Named scratch buffers on one device, for one thread.
@@ -21,6 +23,7 @@ class Workspace:
         self.device = torch.device(device)
         self.budget_bytes = budget_bytes
         self.use_numpy = self.device.type == "cpu" if use_numpy is None else use_numpy
+        self.kept_bits = KeptBits()
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, n: int, dtype: torch.dtype) -> Tensor:
