@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +29,11 @@ def load_delta(x: Tensor, base: Tensor, out: Tensor) -> Tensor:
 
 
 def rounded(value: float, dtype: torch.dtype) -> float:
-    """A Python number as the compute dtype holds it."""
-    return float(torch.tensor(value, dtype=torch.float64).to(dtype).item())
+    """A Python number as the compute dtype, float32 or float64, holds it."""
+    if dtype == torch.float64:
+        return float(value)
+    with np.errstate(over="ignore"):  # gives Inf
+        return float(np.float32(value))
 
 
 def store(values: Tensor, out: Tensor) -> None:

@@ -21,27 +21,25 @@ def apply_mask(delta: Tensor, mask: Mask, start: int, workspace: Workspace) -> N
     """
     if mask is None or (isinstance(mask, Drop) and mask.threshold >= HASH_RANGE):
         return
-    if isinstance(mask, Trim):
-        for part in block_parts(start, delta.numel()):
-            trim(delta[part], mask, start + part.start, workspace)
-        return
-    kept = _kept(delta, mask, start, workspace)
+    flags = workspace.kept_bits.recall(mask, start, delta.numel())
+    if flags is None:
+        if isinstance(mask, Trim):
+            for part in block_parts(start, delta.numel()):
+                trim(delta[part], mask, start + part.start, workspace)
+            return
+        flags = _flags(delta, mask, start, workspace)
     # The bits times 1 or 0: several times faster than a boolean mask, and a dropped NaN or Inf is gone.
-    delta.view(kept.dtype).mul_(kept)
+    integers = BITS[delta.dtype]
+    delta.view(integers).mul_(workspace.take("kept", delta.numel(), integers).copy_(flags))
 
 
-def _kept(delta: Tensor, mask: Drop | RankedDrop, start: int, workspace: Workspace) -> Tensor:
-    """[n] 1 where a random mask keeps an element of the delta, else 0: integers of the size of its elements."""
-    n = delta.numel()
-    kept = workspace.take("kept", n, BITS[delta.dtype])
-    known = workspace.kept_bits.recall(mask, start, n)
-    if known is not None:
-        return kept.copy_(known)
-    flags = workspace.take("below", n, torch.bool)
+def _flags(delta: Tensor, mask: Drop | RankedDrop, start: int, workspace: Workspace) -> Tensor:
+    """bool [n] which elements a random mask keeps."""
+    flags = workspace.take("below", delta.numel(), torch.bool)
     if isinstance(mask, RankedDrop):
         keep_by_rank(delta, mask, start, flags, workspace)
     else:
         keep_at_random(mask, start, flags, workspace)
     if workspace.device.type == "cpu":
         workspace.kept_bits.remember(mask, start, flags)
-    return kept.copy_(flags)
+    return flags

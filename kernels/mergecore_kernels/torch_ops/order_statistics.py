@@ -18,6 +18,8 @@ from torch import Tensor
 from mergecore_kernels.operations import HASH_RANGE, Key, KthMagnitudes, Trim
 from mergecore_kernels.torch_ops.arithmetic import load, load_delta
 from mergecore_kernels.torch_ops.counter_hash import WORD
+from mergecore_kernels.torch_ops.kept_bits import PackedFlags
+from mergecore_kernels.torch_ops.rank_order import RankOrder
 from mergecore_kernels.torch_ops.sieve import INFINITY, ZERO, Interval, Sample, Sieve
 from mergecore_kernels.torch_ops.tile import PIECE, Tiles
 from mergecore_kernels.torch_ops.workspace import Workspace
@@ -26,7 +28,7 @@ SAMPLE = 1 << 17
 """Elements that the first pass looks at, at most: enough for an interval of 3 %."""
 FEWEST = 1 << 10
 """Elements gathered however small the budget, so that each pass narrows the interval."""
-SPREAD = 6.0
+SPREAD = 4.5
 """Half the width of a guessed interval, in standard deviations of the rank of a sampled element."""
 
 
@@ -39,6 +41,7 @@ def kth_magnitudes(tiles: Tiles, spec: KthMagnitudes, workspace: Workspace) -> t
     NaN and Inf are larger than every finite magnitude and never trimmed: if there are k of them, all are kept.
     k = N gives None; k = 0 gives an infinite magnitude, without a look at the tiles.
     """
+    workspace.kept_bits.forget()
     searches = [_Search(kept, key) for kept, key in zip(spec.kept, spec.keys, strict=True)]
     _sample_pass(tiles, {i: search for i, search in enumerate(searches) if not search.done}, workspace)
     while active := {i: search for i, search in enumerate(searches) if not search.done}:
@@ -50,7 +53,7 @@ def _sample_pass(tiles: Tiles, searches: dict[int, _Search], workspace: Workspac
     if not searches:
         return
     buffers = _buffers(searches, workspace)
-    samples = {i: Sample(search.key, buffers[i], workspace) for i, search in searches.items()}
+    samples = {i: Sample(search.key, buffers[i], workspace, at_least=search.k) for i, search in searches.items()}
     for tile in tiles:
         for i, sample in samples.items():
             # A complete sample is the answer, so its hashes must be exact, which they are piece by piece.
@@ -63,7 +66,9 @@ def _sample_pass(tiles: Tiles, searches: dict[int, _Search], workspace: Workspac
 
 def _sieve_pass(tiles: Tiles, searches: dict[int, _Search], workspace: Workspace) -> None:
     buffers = _buffers(searches, workspace)
-    sieves = {i: search.sieve(buffers[i], workspace) for i, search in searches.items()}
+    room_bytes = (workspace.budget_bytes - sum(buffer.nbytes for buffer in buffers.values())) // len(searches)
+    orders = {i: RankOrder(room_bytes) for i in searches}
+    sieves = {i: search.sieve(buffers[i], workspace, orders[i]) for i, search in searches.items()}
     for tile in tiles:
         for piece in tile.pieces(PIECE):
             assert piece.base is not None, "magnitudes of deltas need a base"
@@ -73,7 +78,9 @@ def _sieve_pass(tiles: Tiles, searches: dict[int, _Search], workspace: Workspace
                 magnitude = load_delta(piece.inputs[i % len(piece.inputs)], base, delta).abs_().to(torch.float32)
                 sieve.add(magnitude.view(torch.int32), piece.start)
     for i, sieve in sieves.items():
-        searches[i].narrow(sieve)
+        kept = searches[i].narrow(sieve, orders[i])
+        if kept is not None:
+            workspace.kept_bits.learn(searches[i].trim, kept)
 
 
 def _buffers(searches: dict[int, _Search], workspace: Workspace) -> dict[int, Tensor]:
@@ -95,37 +102,42 @@ class _Search:
         self.trim: Trim | None = Trim(float("inf"), 0, key) if k == 0 else None
         self.expected = SAMPLE
         """Members that the next pass should have room for."""
-        self._k = k
+        self.k = k
+        """Elements that are kept."""
         self._certain = Interval(0, ZERO)  # has rank k in it
         self._guess = self._certain
 
     def begin(self, sample: Sample) -> None:
         """Take in the sample of all elements."""
-        if self._k > sample.count:
-            raise ValueError(f"the {self._k}-th largest of {sample.count} magnitudes was asked for")
-        if self._k == sample.count:
+        if self.k > sample.count:
+            raise ValueError(f"the {self.k}-th largest of {sample.count} magnitudes was asked for")
+        if self.k == sample.count:
             self.done = True
         elif sample.gathering.stride == 1:
-            self._finish(_select(sample.gathering.members, [self._k - 1])[0])
+            self._finish(_select(sample.gathering.members, [self.k - 1])[0])
         else:
-            self._guess_from(sample.gathering.members, self._k, sample.count)
+            self._guess_from(sample.gathering.members, self.k, sample.count)
 
-    def sieve(self, buffer: Tensor, workspace: Workspace) -> Sieve:
+    def sieve(self, buffer: Tensor, workspace: Workspace, order: RankOrder) -> Sieve:
         """For the next pass."""
-        return Sieve(self._guess, self.key, buffer, workspace)
+        return Sieve(self._guess, self.key, buffer, workspace, order)
 
-    def narrow(self, sieve: Sieve) -> None:
-        """Take in what a pass found in the interval that was guessed."""
-        rank = self._k - sieve.before
+    def narrow(self, sieve: Sieve, order: RankOrder) -> PackedFlags | None:
+        """Take in what a pass found in the interval that was guessed. Gives what the trim keeps, where that is known
+        now."""
+        rank = self.k - sieve.before
         if rank < 1:
             self._search_all(Interval(self._certain.low, self._guess.low - 1))
         elif rank > sieve.inside:
             self._search_all(Interval(self._guess.high + 1, self._certain.high))
         elif sieve.gathering.stride == 1:
-            self._finish(_select(sieve.gathering.members, [rank - 1])[0])
+            composite = _select(sieve.gathering.members, [rank - 1])[0]
+            self._finish(composite)
+            return order.up_to(composite) if 0 < INFINITY - (composite >> 32) < INFINITY else None
         else:
             self._certain = self._guess
             self._guess_from(sieve.gathering.members, rank, sieve.inside)
+        return None
 
     def _search_all(self, interval: Interval) -> None:
         if interval.low >= ZERO:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mergecore_kernels.operations import Key
 from mergecore_kernels.torch_ops.counter_hash import WORD, hash_offsets, hash_offsets_torch
+from mergecore_kernels.torch_ops.rank_order import RankOrder
 from mergecore_kernels.torch_ops.tile import CHUNK
 from mergecore_kernels.torch_ops.workspace import Workspace
 
@@ -36,10 +37,12 @@ class Interval:
 class Gathering:
     """Composites in a buffer of fixed size. When it is full every second one is let go: the rest is a sample."""
 
-    def __init__(self, buffer: Tensor) -> None:
-        """`buffer`: int64 [capacity]."""
+    def __init__(self, buffer: Tensor, at_least: int = 0) -> None:
+        """`buffer`: int64 [capacity]. Of `at_least` members or more."""
         self.stride = 1
         """About one out of `stride` was kept; 1: all of them."""
+        while at_least > self.stride * buffer.numel():
+            self.stride *= 2  # what would be let go in the end isn't gathered
         self._held = 0
         self._buffer = buffer
 
@@ -70,8 +73,9 @@ class Gathering:
 class Sample:
     """One pass that looks at every `stride`-th element of a delta, all of them if they fit the buffer."""
 
-    def __init__(self, key: Key, buffer: Tensor, workspace: Workspace) -> None:
-        self.gathering = Gathering(buffer)
+    def __init__(self, key: Key, buffer: Tensor, workspace: Workspace, at_least: int = 0) -> None:
+        """Of `at_least` elements or more."""
+        self.gathering = Gathering(buffer, at_least)
         self.count = 0
         """Elements of the delta."""
         self._key = key
@@ -92,12 +96,16 @@ class Sample:
 class Sieve:
     """One pass that counts and gathers what lies in an interval."""
 
-    def __init__(self, interval: Interval, key: Key, buffer: Tensor, workspace: Workspace) -> None:
+    def __init__(
+        self, interval: Interval, key: Key, buffer: Tensor, workspace: Workspace, order: RankOrder | None = None
+    ) -> None:
+        """`order`: where to note what comes before the interval and what is in it."""
         self.interval = interval
         self.gathering = Gathering(buffer)
         self.before = 0
         """Elements whose composite is below the interval."""
         self.inside = 0
+        self._order = order if workspace.use_numpy else None
         self._key = key
         self._skip = 0  # members to pass over until the next one is gathered
         self._workspace = workspace
@@ -126,26 +134,25 @@ class Sieve:
         above = self._workspace.take("above", len(words), torch.bool).numpy()
         candidate = self._workspace.take("candidate", len(words), torch.bool).numpy()
         np.greater(words, largest, out=above)
-        self.before += int(np.count_nonzero(above))
         np.greater_equal(words, smallest, out=candidate)
         np.not_equal(candidate, above, out=candidate)
         offsets = np.flatnonzero(candidate)
+        values: NDArray[Any]
         if smallest == largest:
-            return self._members_of_one_magnitude(start, offsets)
-        members = _composites_numpy(words[offsets], self._key, start, offsets)
-        below = members < low
-        self.before += int(np.count_nonzero(below))
-        np.not_equal(below, members <= high, out=below)
-        return members[np.flatnonzero(below)]
-
-    def _members_of_one_magnitude(self, start: int, offsets: NDArray[np.intp]) -> NDArray[np.int64]:
-        """The same where hashes alone decide: common, as a fifth of a bfloat16 fine-tune's deltas may be equal."""
-        magnitude, first = divmod(self.interval.low, 1 << 32)
-        hashes = hash_offsets(self._key, start, offsets)
-        below = hashes < np.uint32(first)
-        self.before += int(np.count_nonzero(below))
-        np.not_equal(below, hashes <= np.uint32(self.interval.high & WORD), out=below)
-        return hashes[np.flatnonzero(below)] | np.int64(magnitude << 32)
+            # Hashes alone decide: common, as a fifth of a bfloat16 fine-tune's deltas may be equal.
+            values, first, last = hash_offsets(self._key, start, offsets), low & WORD, high & WORD
+        else:
+            values, first, last = _composites_numpy(words[offsets], self._key, start, offsets), low, high
+        below = values < values.dtype.type(first)
+        self.before += int(np.count_nonzero(above)) + int(np.count_nonzero(below))
+        inside = np.flatnonzero(np.not_equal(below, values <= values.dtype.type(last)))
+        members = values[inside].astype(np.int64)
+        if smallest == largest:
+            members |= low - first
+        if self._order is not None:
+            above[offsets] = below
+            self._order.add(start, above, offsets[inside], members)
+        return members
 
 
 def composites(bits: Tensor, key: Key, start: int, offsets: Tensor, workspace: Workspace) -> Tensor:
