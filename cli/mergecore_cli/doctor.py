@@ -48,6 +48,7 @@ def environment_rows(found: Environment) -> dict[str, str]:
         "processor": f"{found.processor}, {console.count(found.cores, 'core')}{memory}",
         "torch": f"{found.torch}, {build}; numpy {found.numpy}",
         "triton": found.triton or "not installed",
+        "kvikio": found.kvikio or "not installed",
         "driver": found.driver or "none",
     }
     for number, gpu in enumerate(found.gpus):

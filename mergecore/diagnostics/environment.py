@@ -43,6 +43,8 @@ class Environment:
     rocm: str | None
     triton: str | None
     """None where it is missing."""
+    kvikio: str | None
+    """What reads straight into the memory of NVIDIA GPUs; None where it is missing."""
     numpy: str
     driver: str | None
     gpus: tuple[Gpu, ...]
@@ -63,6 +65,7 @@ def look_around() -> Environment:
         cuda=torch.version.cuda,
         rocm=getattr(torch.version, "hip", None),
         triton=_version("triton") if importlib.util.find_spec("triton") else None,
+        kvikio=_version("kvikio-cu12") or _version("kvikio-cu13"),
         numpy=_version("numpy") or "unknown",
         driver=_driver(),
         gpus=tuple(_gpus()),
