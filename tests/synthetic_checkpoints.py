@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mergecore.checkpoint.architecture import EXPERT, LAYER, Architecture
+from mergecore.checkpoint.architecture import AFTER, EXPERT, LAYER, Architecture, Module
 from mergecore.checkpoint.checkpoint import Checkpoint
 from mergecore.checkpoint.dtypes import Dtype
 from mergecore.checkpoint.safetensors_file import TensorRef
@@ -27,11 +27,17 @@ def layers(prefix: str, n: int, *names: str) -> list[str]:
     return [f"{prefix}.{i}.{name}" for i in range(n) for name in names]
 
 
+def names_of(module: Module) -> list[str]:
+    """All tensors of a module, optional ones too, of three layers with two experts each."""
+    numbers = range(module.first_layer, module.first_layer + N_LAYERS)
+    templates = [weight.name.replace(AFTER, str(numbers.stop)) for weight in module.weights]
+    of_experts = [t.replace(EXPERT, str(i)) for t in templates for i in range(2 if EXPERT in t else 1)]
+    return [t.replace(LAYER, str(i)) for t in of_experts for i in (numbers if LAYER in t else [0])]
+
+
 def model_of(architecture: Architecture) -> Checkpoint:
     """A model with all tensors of a definition, optional ones too, three layers in each module and two experts."""
-    templates = [weight.name for module in architecture.modules for weight in module.weights]
-    numbered = [t.replace(EXPERT, str(i)) for t in templates for i in range(2 if EXPERT in t else 1)]
-    names = [t.replace(LAYER, str(i)) for t in numbered for i in range(N_LAYERS if LAYER in t else 1)]
+    names = [name for module in architecture.modules for name in names_of(module)]
     config: dict[str, Any] = {"architectures": [architecture.name], "model_type": architecture.model_type}
     for module in architecture.modules:
         for key in (*module.layer_count[:1], *module.expert_count[:1]):

@@ -17,6 +17,8 @@ from mergecore.errors import CheckpointError
 
 LAYER = "{layer}"
 """Stands for the layer's number in a name of a layer's tensor."""
+AFTER = "{after}"
+"""Stands for the number that follows the last layer's, in a name of a tensor after the layers."""
 DEFAULT_MODULE = "default"
 """The name of the only module, and of one for tensors that belong to no other."""
 EXPERT = "{expert}"
@@ -27,7 +29,10 @@ MOST_PARTS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One tensor, or one of every layer where the name holds `{layer}`."""
+    """One tensor, or one of every layer where the name holds `{layer}`.
+
+    Methods are told the number in the name; with None a name that holds one stays a template.
+    """
 
     name: str
     """As the output has it."""
@@ -42,19 +47,19 @@ class Weight:
     vocabulary_axis: int | None = None
     """The axis that has one entry per token, if there is one."""
 
-    def own_names(self, layer: int | None) -> Iterator[str]:
-        """The names that the tensor itself may have, in the order of preference."""
-        return (_numbered(template, layer) for template in (self.name, *self.aliases))
+    def own_names(self, number: int | None) -> Iterator[str]:
+        """The names that the tensor itself may have, in the order of preference: the output has the first."""
+        return (_numbered(template, number) for template in (self.name, *self.aliases))
 
-    def names(self, layer: int | None) -> Iterator[str]:
+    def names(self, number: int | None) -> Iterator[str]:
         """The names to look for, in this order."""
-        yield from self.own_names(layer)
+        yield from self.own_names(number)
         for template in self.tied_to:
-            yield _numbered(template, layer)
+            yield _numbered(template, number)
 
 
-def _numbered(template: str, layer: int | None) -> str:
-    return template if layer is None else template.replace(LAYER, str(layer))
+def _numbered(template: str, number: int | None) -> str:
+    return template if number is None else template.replace(LAYER, str(number)).replace(AFTER, str(number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,8 @@ class Module:
     after: tuple[Weight, ...] = ()
     prefixes: tuple[str, ...] = ()
     """How the names of a layer's tensors begin, up to `{layer}.`: on output, and in other layouts. Empty: no layers."""
+    first_layer: int = 0
+    """The number that names have for the first layer."""
     layer_count: tuple[str, ...] = ()
     """Keys of config.json that may say how many layers there are; `text_config.n_layer` is inside of `text_config`."""
     expert_count: tuple[str, ...] = ()
@@ -81,7 +88,14 @@ class Module:
         if not self.prefixes:
             return 0
         count = _count_in(model, self.layer_count)
-        return _count_by_names(model, map(re.escape, self._starts())) if count is None else count
+        if count is not None:
+            return count
+        others = self.first_layer + any(AFTER in weight.name for weight in self.after)
+        return max(_count_by_names(model, map(re.escape, self._starts())) - others, 0)
+
+    def loose_names(self, weight: Weight, model: Checkpoint) -> Iterator[str]:
+        """The names to look for of a tensor before or after a model's layers."""
+        return weight.names(self.first_layer + self.layers_of(model))
 
     def experts_of(self, model: Checkpoint) -> int:
         """How many experts a layer has at most: what the model's config says, or else its tensors."""
@@ -101,14 +115,17 @@ class Module:
 
     def names_in(self, n_layers: int) -> set[str]:
         """All names that tensors of a model with so many layers may have."""
-        loose = {name for weight in self.before + self.after for name in weight.names(None)}
-        return loose | {name for i in range(n_layers) for weight in self.layer for name in weight.names(i)}
+        numbers = range(self.first_layer, self.first_layer + n_layers)
+        loose = {name for weight in self.before + self.after for name in weight.names(numbers.stop)}
+        return loose | {name for i in numbers for weight in self.layer for name in weight.names(i)}
 
     def template(self, name: str, n_layers: int) -> str | None:
         """A tensor's name with `{layer}` for the number of its layer; None if it is in none of the layers."""
         for start in self._starts():
             number, point, rest = name.removeprefix(start).partition(".")
-            if name.startswith(start) and point and number.isdecimal() and int(number) < n_layers:
+            if not name.startswith(start) or not point or not number.isdecimal():
+                continue
+            if self.first_layer <= int(number) < self.first_layer + n_layers:
                 return f"{start}{LAYER}.{rest}"
         return None
 
@@ -117,6 +134,28 @@ class Module:
 
     def _of_experts(self) -> Iterator[Weight]:
         return (weight for weight in self.layer if EXPERT in weight.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Stacking:
+    """A tensor of a layout in which the experts of a layer are stacked, and what it is made of in one where they aren't
+    (`expert_layout`). Names are without what comes before the layer's block.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    """With `{expert}`, or a single one without it that only has another name."""
+
+    @property
+    def of_experts(self) -> bool:
+        return EXPERT in self.parts[0]
+
+
+USUAL_STACKINGS = (
+    Stacking("experts.gate_up_proj", ("experts.{expert}.gate_proj.weight", "experts.{expert}.up_proj.weight")),
+    Stacking("experts.down_proj", ("experts.{expert}.down_proj.weight",)),
+)
+"""What most mixtures of experts call these tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +171,8 @@ class Architecture:
     """Files beside the weights that belong to a model of this kind, if they are there."""
     vocabulary_size: tuple[str, ...] = field(default=("vocab_size",), compare=False)
     """Keys of config.json that may say how many tokens there are."""
+    stackings: tuple[Stacking, ...] = field(default=USUAL_STACKINGS, compare=False)
+    """How the experts of a layer are stacked, if they are; none where there is only one layout."""
     model_type: str = field(default="", compare=False)
     """As config.json has it; empty if this isn't a known definition."""
     notes: tuple[str, ...] = field(default=(), compare=False)

@@ -5,12 +5,13 @@ The files lie in a folder in the layout of Hugging Face, in one local file, or i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from mergecore.checkpoint.joined_tensors import InFiles
+from mergecore.checkpoint.json_file import read_json
 from mergecore.checkpoint.location import WEIGHT_SUFFIXES, Download, HubModel, Location, OnDownload
 from mergecore.checkpoint.low_rank import LowRank
 from mergecore.checkpoint.pickled_file import read_pickled
@@ -20,8 +21,6 @@ from mergecore.checkpoint.weight_files import BESIDE_WEIGHTS, INDEX_SUFFIX, choo
 from mergecore.errors import CheckpointError
 
 CONFIG_FILE = "config.json"
-_MOST_JSON_BYTES = 200_000_000
-"""Of one file: the indices of the largest models take a tenth of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Checkpoint:
     """Where its files are or, on the Hub, will be once they are downloaded. The file, where a model is only that."""
     config: dict[str, Any]
     """config.json; empty for a model that has none."""
-    tensors: dict[str, TensorRef]
+    tensors: Mapping[str, InFiles]
     """By name."""
     updates: Mapping[str, LowRank] = field(default_factory=dict)
     """What a LoRA adapter adds to the tensors, by name."""
@@ -102,11 +101,11 @@ def open_checkpoint(location: Location, on_download: OnDownload = lambda downloa
         return hub.open_model(location, on_download)
     if location.is_file():
         return Checkpoint(location, {}, read_weights(location))
-    _check_links(location)
+    check_links(location)
     return checkpoint_of(LocalFiles(location))
 
 
-def _check_links(folder: Path) -> None:
+def check_links(folder: Path) -> None:
     """Raises CheckpointError for a file that isn't weights and is a link to what is no part of any model.
 
     Such files are copied to the output, and a stranger's link could lead to a secret. Caches link to their `blobs`.
@@ -175,41 +174,6 @@ def together(where: object, shards: Iterable[Mapping[str, TensorRef]]) -> dict[s
 def read_weights(file: Path) -> dict[str, TensorRef]:
     """The tensors of one weight file, by name. Raises CheckpointError."""
     return read_header(file) if file.suffix == ".safetensors" else read_pickled(file)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file whose top level is an object. Raises CheckpointError."""
-    try:
-        check_json_size(path, path.stat().st_size)
-        return parse_json(path, path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError.at(path.parent, f"has no {path.name}, so it is not a whole model folder") from error
-    except OSError as error:
-        raise CheckpointError.at(path, f"can't be read: {error.strerror}") from error
-
-
-def check_json_size(where: object, n_bytes: int) -> None:
-    """Raises CheckpointError for a file that is too large to be read as a whole."""
-    if n_bytes > _MOST_JSON_BYTES:
-        raise CheckpointError.at(
-            where, f"has {n_bytes:,} bytes, and no JSON file of a model has more than {_MOST_JSON_BYTES:,}"
-        )
-
-
-def parse_json(where: object, text: bytes) -> dict[str, Any]:
-    """The JSON object that the text of the file `where` is. Raises CheckpointError if it is none."""
-    try:
-        content = json.loads(text.decode("utf-8"))
-        if b"\\u" in text:
-            json.dumps(content, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair, which could not be written again
-        raise CheckpointError.at(where, "holds an escaped character that is not Unicode") from error
-    except (ValueError, RecursionError) as error:
-        why = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise CheckpointError.at(where, f"is not valid JSON: {why}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError.at(where, "should be a JSON object")
-    return content
 
 
 def _weight_map(files: ModelFiles, index: str) -> dict[str, str]:

@@ -11,7 +11,14 @@ from importlib import resources
 from itertools import count
 from typing import Any, TypeAlias
 
-from mergecore.checkpoint.architecture import DEFAULT_MODULE, Architecture, Module, Weight
+from mergecore.checkpoint.architecture import (
+    DEFAULT_MODULE,
+    USUAL_STACKINGS,
+    Architecture,
+    Module,
+    Stacking,
+    Weight,
+)
 
 Entry: TypeAlias = str | list[str]
 """A template of names, or several whose tensors occur together or not at all."""
@@ -91,6 +98,7 @@ def _read(file: str, data: Mapping[str, Any]) -> Iterator[Architecture]:
                 modules=(replace(first, after=after), *others),
                 files=tuple(data.get("files", ())),
                 vocabulary_size=_keys(data.get("vocabulary_size", "vocab_size")),
+                stackings=_stackings(data.get("stacked")),
                 model_type=data["model_type"],
             )
 
@@ -106,9 +114,16 @@ def _module(name: str, data: Mapping[str, Any], names: _Names, groups: Iterator[
         layer=tuple(_weights(entries, names, groups)),
         after=tuple(_weights(data.get("after", ()), names, groups)),
         prefixes=tuple(dict.fromkeys(names.in_layouts(prefix))) if prefix else (),
+        first_layer=data.get("first_layer", 0),
         layer_count=_keys(data.get("layer_count", ())),
         expert_count=_keys(data.get("expert_count", ())),
     )
+
+
+def _stackings(stacked: Mapping[str, list[str]] | None) -> tuple[Stacking, ...]:
+    if stacked is None:
+        return USUAL_STACKINGS
+    return tuple(Stacking(name, tuple(parts)) for name, parts in stacked.items())
 
 
 def _keys(value: str | list[str]) -> tuple[str, ...]:

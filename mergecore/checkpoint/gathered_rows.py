@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mergecore.checkpoint.dtypes import Dtype, promote
+from mergecore.checkpoint.inline_tensor import InlineTensor
+from mergecore.checkpoint.joined_tensors import JoinedTensors
 from mergecore.checkpoint.safetensors_file import TensorRef
 
 MEAN = -1
@@ -142,5 +144,5 @@ class GatheredRows:
         return replace(self, rows=self.rows.within(start // self.columns, -(-stop // self.columns)))
 
 
-Stored: TypeAlias = TensorRef | GatheredRows
+Stored: TypeAlias = TensorRef | GatheredRows | JoinedTensors | InlineTensor
 """A tensor that can be read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mergecore.checkpoint.architecture import DEFAULT_MODULE, EXPERT, LAYER, Architecture, Module, Weight
+from mergecore.checkpoint.architecture import DEFAULT_MODULE, EXPERT, Architecture, Module, Weight
 from mergecore.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
 from mergecore.checkpoint.definitions import definitions
 from mergecore.checkpoint.inference import infer
@@ -52,10 +52,10 @@ def _best(candidates: Sequence[Architecture], model: Checkpoint) -> Architecture
 
 def _n_found(architecture: Architecture, model: Checkpoint) -> int:
     """How many of the required tensors before, after and in the first layer a model has, by their first names."""
-    required = (
-        (weight, 0 if LAYER in weight.name else None)
-        for module in architecture.modules
-        for weight in module.weights
-        if not weight.optional and EXPERT not in weight.name
-    )
-    return sum(next(weight.own_names(layer)) in model.tensors for weight, layer in required)
+    found = 0
+    for module in architecture.modules:
+        numbered = [(weight, module.first_layer) for weight in module.before + module.layer]
+        numbered += [(weight, module.first_layer + module.layers_of(model)) for weight in module.after]
+        required = ((w, number) for w, number in numbered if not w.optional and EXPERT not in w.name)
+        found += sum(next(weight.own_names(number)) in model.tensors for weight, number in required)
+    return found

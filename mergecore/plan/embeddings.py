@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mergecore.checkpoint.architecture import Architecture, Weight, first_key, look_up
+from mergecore.checkpoint.architecture import Architecture, Module, Weight, first_key, look_up
 from mergecore.checkpoint.checkpoint import Checkpoint
-from mergecore.checkpoint.gathered_rows import MEAN, GatheredRows
+from mergecore.checkpoint.gathered_rows import MEAN, GatheredRows, Stored
 from mergecore.checkpoint.safetensors_file import TensorRef
 from mergecore.errors import PlanError
 from mergecore.plan.plan import Input
@@ -22,7 +22,8 @@ def vocabulary_sizes(architecture: Architecture, models: Iterable[Checkpoint], w
 
     Raises PlanError if no tensor is known to have rows of tokens.
     """
-    weights = [w for module in architecture.modules for w in module.weights if w.vocabulary_axis is not None]
+    modules = architecture.modules
+    weights = [(module, w) for module in modules for w in module.weights if w.vocabulary_axis is not None]
     sizes = [_size(architecture, weights, model) for model in models]
     if 0 in sizes:
         what = f"none of the tensors of a {architecture.name} is known to have a row for each token"
@@ -30,8 +31,8 @@ def vocabulary_sizes(architecture: Architecture, models: Iterable[Checkpoint], w
     return sizes
 
 
-def _size(architecture: Architecture, weights: Sequence[Weight], model: Checkpoint) -> int:
-    names = (next((name for name in weight.names(None) if name in model.tensors), None) for weight in weights)
+def _size(architecture: Architecture, weights: Iterable[tuple[Module, Weight]], model: Checkpoint) -> int:
+    names = (_name_in(model, module, weight) for module, weight in weights)
     rows = [model.tensors[name].shape[0] for name in names if name is not None]
     said = look_up(model.config, first_key(model.config, architecture.vocabulary_size) or "")
     return min([*rows, *([said] if rows and isinstance(said, int) else [])], default=0)
@@ -58,28 +59,28 @@ class Embeddings:
     rows_left: int | None = None
     """To which the tensors were cut, if any was."""
 
-    def aligned(self, name: str, weight: Weight, inputs: Sequence[Input]) -> list[Input]:
-        """The inputs of one tensor, with the same number of rows if that can be. Raises PlanError."""
+    def aligned(self, name: str, module: Module, weight: Weight, inputs: Sequence[Input]) -> list[Input]:
+        """The inputs of one tensor of a module, with the same number of rows if that can be. Raises PlanError."""
         if weight.vocabulary_axis is None or len({input_.tensor.shape[1:] for input_ in inputs}) > 1:
             return list(inputs)
         assert weight.vocabulary_axis == 0
         if self.vocabulary is not None:
-            return [self._gathered(name, weight, input_, self.vocabulary) for input_ in inputs]
+            return [self._gathered(name, module, weight, input_, self.vocabulary) for input_ in inputs]
         return self._cut(name, inputs)
 
-    def _gathered(self, name: str, weight: Weight, input_: Input, vocabulary: Vocabulary) -> Input:
+    def _gathered(self, name: str, module: Module, weight: Weight, input_: Input, vocabulary: Vocabulary) -> Input:
         rows = vocabulary.rows[input_.model]
         assert isinstance(input_.tensor, TensorRef)
         if rows.is_start_of(input_.model):
             return replace(input_, tensor=_first_rows(input_.tensor, rows.n))
         needed = [part for part in np.unique(rows.parts).tolist() if part != MEAN] or [input_.model]
-        parts = [self._part(name, weight, model, input_) for model in needed]
+        parts = [self._part(name, module, weight, model, input_) for model in needed]
         return replace(input_, tensor=GatheredRows.of(parts, rows.of_parts(needed)))
 
-    def _part(self, name: str, weight: Weight, model: int, input_: Input) -> TensorRef:
+    def _part(self, name: str, module: Module, weight: Weight, model: int, input_: Input) -> TensorRef:
         """The tensor of a model whose rows are needed. Raises PlanError if they can't be had."""
         checkpoint = self.models[model]
-        found = next((name for name in weight.names(None) if name in checkpoint.tensors), None)
+        found = _name_in(checkpoint, module, weight)
         if found is None:
             what = f"needs rows of tokens that {self.names[input_.model]} lacks from {self.names[model]}"
             raise PlanError.at(self.where, f"`{name}` {what}, which has no such tensor")
@@ -90,6 +91,7 @@ class Embeddings:
                 "merge the adapter in a stage of its own before, with `merge_method: passthrough`",
             )
         part = checkpoint.tensors[found]
+        assert isinstance(part, TensorRef)
         if part.shape[1:] != input_.tensor.shape[1:]:
             shapes = (
                 f"{list(part.shape)} in {self.names[model]}, {list(input_.tensor.shape)} in {self.names[input_.model]}"
@@ -113,6 +115,11 @@ class Embeddings:
         return [replace(input_, tensor=_first_rows(input_.tensor, self.rows_left)) for input_ in inputs]
 
 
-def _first_rows(tensor: TensorRef | GatheredRows, n: int) -> TensorRef:
+def _name_in(model: Checkpoint, module: Module, weight: Weight) -> str | None:
+    """The name that a model has for a tensor outside of the layers; None if it has no such tensor."""
+    return next((name for name in module.loose_names(weight, model) if name in model.tensors), None)
+
+
+def _first_rows(tensor: Stored, n: int) -> TensorRef:
     assert isinstance(tensor, TensorRef)
     return replace(tensor, shape=(n, *tensor.shape[1:]))

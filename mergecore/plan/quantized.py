@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mergecore.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
-from mergecore.checkpoint.safetensors_file import TensorRef
+from mergecore.checkpoint.joined_tensors import InFiles
 from mergecore.errors import Problem
 
 _DEQUANTISE = "dequantise it first: load it with transformers and save it in bfloat16"
@@ -28,7 +28,7 @@ def quantization_problems(models: Iterable[tuple[str, Checkpoint]]) -> Iterator[
             yield Problem(name, what, _DEQUANTISE)
 
 
-def _problem_by_config(name: str, settings: Any, tensors: Mapping[str, TensorRef]) -> Problem:
+def _problem_by_config(name: str, settings: Any, tensors: Mapping[str, InFiles]) -> Problem:
     method = settings.get("quant_method") if isinstance(settings, Mapping) else None
     source = f"`quantization_config` in {CONFIG_FILE}" + (f", {method}" if method else "")
     code = next((tensor for tensor, stored in tensors.items() if _is_code(stored)), None)
@@ -39,12 +39,12 @@ def _problem_by_config(name: str, settings: Any, tensors: Mapping[str, TensorRef
     return Problem(name, what, _DEQUANTISE)
 
 
-def _is_code(tensor: TensorRef) -> bool:
+def _is_code(tensor: InFiles) -> bool:
     """Whether this may be a matrix of codes. Integers of 64 bits are positions and the like."""
     return tensor.dtype.is_float8 or (not tensor.dtype.is_floating and tensor.dtype.size < 8 and len(tensor.shape) > 1)
 
 
-def _scaled_float8(tensors: Mapping[str, TensorRef]) -> tuple[str, str] | None:
+def _scaled_float8(tensors: Mapping[str, InFiles]) -> tuple[str, str] | None:
     """The first float8 tensor that has a scale, and its scale: `X.weight` with `X.weight_scale_inv`, `X.scale`, ..."""
     scales: dict[str, list[str]] = {}  # by what is before the last dot
     for name in tensors:

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from mergecore.checkpoint.architecture import LAYER, Architecture, Weight
+from mergecore.checkpoint.architecture import Architecture, Module, Weight
 from mergecore.checkpoint.checkpoint import Checkpoint
 from mergecore.checkpoint.dtypes import Dtype, promote
 from mergecore.checkpoint.recognition import RAW
@@ -30,10 +30,12 @@ _VOCABULARY_HINT = (
 class Place:
     """Where in the output a weight is."""
 
+    module: Module
     found: Slice
+    output_number: int
+    """In names of the output: the layer's, or the one after the last."""
     layer: int | None = None
     """In the slice; None before and after the layers."""
-    output_layer: int = 0
 
     @property
     def t(self) -> float:
@@ -43,9 +45,9 @@ class Place:
         last = self.found.n_layers - 1
         return self.layer / last if last else 1.0
 
-    def layer_in(self, source: Source) -> int | None:
-        """The layer's number in the source's model."""
-        return None if self.layer is None else source.start + self.layer
+    def number_in(self, source: Source) -> int:
+        """In names of the source's model."""
+        return self.module.first_layer + (source.available if self.layer is None else source.start + self.layer)
 
 
 @dataclass(slots=True)
@@ -96,14 +98,14 @@ class TensorPlanner:
 
     def _tensor(self, weight: Weight, place: Place) -> OutputTensor | None:
         """None where there is a problem with it."""
-        name = weight.name.replace(LAYER, str(place.output_layer))
+        name = next(weight.own_names(place.output_number))
         found = [(source, self._find(weight, place, source)) for source in place.found.sources]
         present = [(source, input_) for source, input_ in found if input_ is not None]
         missing = [source for source, input_ in found if input_ is None]
         if missing and not self._may_lack(name, weight, place, missing):
             return None
         try:
-            inputs = self.embeddings.aligned(name, weight, [input_ for _, input_ in present])
+            inputs = self.embeddings.aligned(name, place.module, weight, [input_ for _, input_ in present])
         except PlanError as error:
             self.problems += [(name, problem) for problem in error.problems]
             return None
@@ -124,12 +126,12 @@ class TensorPlanner:
         return any(
             name in self.models[source.model].tensors
             for source in place.found.sources
-            for name in weight.own_names(place.layer_in(source))
+            for name in weight.own_names(place.number_in(source))
         )
 
     def _find(self, weight: Weight, place: Place, source: Source) -> Input | None:
         model = self.models[source.model]
-        for name in weight.names(place.layer_in(source)):
+        for name in weight.names(place.number_in(source)):
             if name in model.tensors:
                 return Input(model.tensors[name], name, source.model, model.updates.get(name))
         return None
@@ -147,7 +149,7 @@ class TensorPlanner:
         for source in missing:
             if weight.optional and without_base and source.model != base:
                 continue
-            lacking = next(weight.names(place.layer_in(source)))
+            lacking = next(weight.names(place.number_in(source)))
             self._problem(
                 name,
                 str(self.models[source.model].folder),
@@ -203,7 +205,7 @@ class TensorPlanner:
         if key in self._unfiltered:
             return self._unfiltered[key]
         # Filters see the weight's own name, also where a model has it under another one or uses one that it is tied to.
-        in_models = (next(weight.names(place.layer_in(source))) for source, _ in present)
+        in_models = (next(weight.names(place.number_in(source))) for source, _ in present)
         levels = [
             ModelLevel(source.parameters, tensor_name, input_.model == base, self.names[input_.model])
             for tensor_name, (source, input_) in zip(in_models, present, strict=True)
@@ -266,14 +268,14 @@ def _required(weight: Weight) -> Weight:
 def _places(stack: Stack) -> Iterator[tuple[Sequence[Weight], Place]]:
     """All weights of a module. What is before the layers belongs to the first slice, what is after to the last."""
     module, slices = stack.module, stack.slices
-    yield module.before, Place(slices[0])
+    number = module.first_layer
+    yield module.before, Place(module, slices[0], number)
     if module.prefixes:
-        output_layer = 0
         for found in slices:
             for layer in range(found.n_layers):
-                yield module.layer, Place(found, layer, output_layer)
-                output_layer += 1
-    yield module.after, Place(slices[-1])
+                yield module.layer, Place(module, found, number, layer)
+                number += 1
+    yield module.after, Place(module, slices[-1], number)
 
 
 def _is_measured(method: Method, tensor: OutputTensor) -> bool:

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergecore.checkpoint.dtypes import Dtype
 from mergecore.checkpoint.gathered_rows import GatheredRows, Stored
+from mergecore.checkpoint.inline_tensor import InlineTensor
+from mergecore.checkpoint.joined_tensors import JoinedTensors
 from mergecore.checkpoint.low_rank import LowRank
 from mergecore.checkpoint.safetensors_file import TensorRef
 from mergecore.errors import CheckpointError
@@ -24,6 +27,9 @@ from mergecore_kernels.operations import whole_rows
 from mergecore_kernels.torch_ops.nonfinite import count_nonfinite
 from mergecore_kernels.torch_ops.tile import Tile
 from mergecore_kernels.torch_ops.workspace import Workspace
+
+_CONVERTED_ELEMENTS = 1 << 14
+"""At a time: few, beside those of a tile."""
 
 
 class Files:
@@ -47,10 +53,32 @@ class Files:
         """Fill `into` with a tensor's elements from `start` on. Raises CheckpointError likewise."""
         if isinstance(tensor, GatheredRows):
             self._gather.read(tensor, start, into)
+        elif isinstance(tensor, JoinedTensors):
+            self._read_joined(tensor, start, into)
+        elif isinstance(tensor, InlineTensor):
+            tensor.read(start, into)
         elif tensor.strides is None:
             self.read(tensor.file, tensor.offset_bytes + start * tensor.dtype.size, into)
         else:
             read_strided(tensor, tensor.strides, start, into)
+
+    def _read_joined(self, tensor: JoinedTensors, start: int, into: memoryview) -> None:
+        size = tensor.dtype.size
+        for part, first, stop in tensor.runs(start, start + len(into) // size):
+            of_part, into = into[: (stop - first) * size], into[(stop - first) * size :]
+            if part.dtype is tensor.dtype:
+                self.read_elements(part, first, of_part)
+            else:
+                self._read_converted(part, first, tensor.dtype, of_part)
+
+    def _read_converted(self, tensor: TensorRef, start: int, dtype: Dtype, into: memoryview) -> None:
+        """The same numbers in another type, which holds them exactly."""
+        found = torch.frombuffer(into, dtype=torch_dtype(dtype))
+        for first in range(0, len(found), _CONVERTED_ELEMENTS):
+            block = found[first : first + _CONVERTED_ELEMENTS]
+            raw = torch.empty(len(block) * tensor.dtype.size, dtype=torch.uint8)
+            self.read_elements(tensor, start + first, raw_bytes(raw))
+            block.copy_(raw.view(torch_dtype(tensor.dtype)))
 
     def close(self) -> None:
         for file in self._open.values():
@@ -112,8 +140,9 @@ class TensorTiles:
         self._buffers = buffers
         self._workspace = workspace
         self._compute = torch.float64 if tensor.double else torch.float32
-        self._place = [tensor.stored.index(source.tensor) for source in tensor.sources]
-        self._nonfinite = [0] * len(tensor.stored)
+        self._stored = tensor.stored
+        self._place = [self._stored.index(source.tensor) for source in tensor.sources]
+        self._nonfinite = [0] * len(self._stored)
         self._factors_nonfinite = [0] * len(tensor.sources)
         self._counted = False
         self._updates: dict[int, LowRankUpdate] = {}
@@ -130,7 +159,7 @@ class TensorTiles:
     def __iter__(self) -> Iterator[Tile]:
         for start in range(self._start, self._stop, self._tile):
             stop = min(start + self._tile, self._stop)
-            stored = [self._read(i, tensor, start, stop) for i, tensor in enumerate(self._tensor.stored)]
+            stored = [self._read(i, tensor, start, stop) for i, tensor in enumerate(self._stored)]
             sources = [self._source(i, stored[place], start) for i, place in enumerate(self._place)]
             base = sources.pop() if self._tensor.base is not None else None
             yield Tile(start=start, inputs=sources, base=base, compute=self._compute)

@@ -3,11 +3,13 @@
 How to run: `python tests/checkpoint/check_definitions.py [CLASS ...]`, with transformers installed; nothing is
 downloaded. For every class it makes a tiny random model, saves it, plans and runs a linear merge of it alone, and
 checks that exactly the tensors that went in came out, byte for byte, without a tensor that the definition doesn't know.
+Where it has experts stacked in memory and saves them one by one, it merges both layouts with each other too.
 It takes a minute or two. The exit code is 1 if a class failed. Classes without a definition are inferred, and say so.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import warnings
@@ -16,10 +18,11 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import mergecore
 from mergecore.checkpoint.checkpoint import open_checkpoint
+from mergecore.checkpoint.expert_layout import Layout, layouts_of
 from mergecore.checkpoint.inference import is_inferred
 from mergecore.checkpoint.recognition import recognize
 
@@ -160,30 +163,57 @@ def small_settings(config_class: Any, changes: dict[str, Any]) -> dict[str, Any]
     return settings | changes
 
 
-def save_model(name: str, changes: dict[str, Any], folder: Path) -> None:
-    """A tiny random model of the class `name`, as transformers saves it."""
+def save_model(name: str, changes: dict[str, Any], folder: Path) -> dict[str, torch.Tensor]:
+    """A tiny random model of the class `name`, as transformers saves it. Gives its tensors as they are in memory."""
     model_class = getattr(transformers, name)
     torch.manual_seed(0)
     config = model_class.config_class(**small_settings(model_class.config_class, changes))
-    model_class(config).save_pretrained(folder)
+    model = model_class(config)
+    model.save_pretrained(folder)
+    shared = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    return {key: tensor.clone() for key, tensor in model.state_dict().items() if key not in shared}
+
+
+def differences(before: dict[str, torch.Tensor], models: list[Path], out: Path) -> str:
+    """How the mean of some models differs from the tensors that it should have; empty if it doesn't."""
+    entries = [{"model": str(model), "parameters": {"weight": 1}} for model in models]
+    mergecore.merge({"merge_method": "linear", "models": entries}, out, workers=0, copy_tokenizer=False)
+    after = load_file(out / "model.safetensors")
+    if before.keys() != after.keys():
+        return f"lost {sorted(before.keys() - after.keys())[:5]}, new {sorted(after.keys() - before.keys())[:5]}"
+    changed = [key for key, tensor in before.items() if not torch.equal(tensor, after[key])]
+    return f"changed {changed[:5]}" if changed else ""
+
+
+def differences_of_layouts(before: dict[str, torch.Tensor], in_memory: dict[str, torch.Tensor], folder: Path) -> str:
+    """What comes out otherwise where a model is merged with itself in the other layout of experts."""
+    other = folder.with_name("stacked")
+    shutil.copytree(folder, other)
+    save_file(in_memory, other / "model.safetensors", metadata={"format": "pt"})
+    stackings = recognize(open_checkpoint(folder)).stackings
+    layouts = [layouts_of(open_checkpoint(one), stackings) for one in (folder, other)]
+    if layouts != [{Layout.SEPARATE}, {Layout.STACKED}]:
+        return ""
+    found = differences(before, [folder, other], folder.with_name("out separate"))
+    return found or differences(in_memory, [other, folder], folder.with_name("out stacked"))
 
 
 def verdict(name: str, changes: dict[str, Any]) -> str:
     """What is wrong with a class; empty if nothing is."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder, out = Path(scratch, "model"), Path(scratch, "out")
-        save_model(name, changes, folder)
+        folder = Path(scratch, "model")
+        in_memory = save_model(name, changes, folder)
         model = open_checkpoint(folder)
         architecture = recognize(model)
-        entry = {"model": str(folder), "parameters": {"weight": 1}}
-        mergecore.merge({"merge_method": "linear", "models": [entry]}, out, workers=0, copy_tokenizer=False)
-        before, after = load_file(folder / "model.safetensors"), load_file(out / "model.safetensors")
-        if before.keys() != after.keys():
-            return f"lost {sorted(before.keys() - after.keys())[:5]}, new {sorted(after.keys() - before.keys())[:5]}"
-        changed = [key for key, tensor in before.items() if not torch.equal(tensor, after[key])]
+        before = load_file(folder / "model.safetensors")
+        found = differences(before, [folder], Path(scratch, "out"))
         unknown = architecture.fitted([model]).extra
-        problems = {"changed": changed, "unknown": unknown, "inferred": [1] if is_inferred(architecture) else []}
-        return ", ".join(f"{what} {list(found)[:5]}" for what, found in problems.items() if found)
+        problems = [
+            found or differences_of_layouts(before, in_memory, folder),
+            f"unknown {list(unknown)[:5]}" if unknown else "",
+            "inferred" if is_inferred(architecture) else "",
+        ]
+        return ", ".join(filter(None, problems))
 
 
 def main(names: list[str]) -> int:

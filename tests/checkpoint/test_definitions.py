@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import resources
 
 import pytest
-from synthetic_checkpoints import N_LAYERS, model_of
+from synthetic_checkpoints import N_LAYERS, model_of, names_of
 
-from mergecore.checkpoint.architecture import LAYER, Architecture
+from mergecore.checkpoint.architecture import AFTER, LAYER, Architecture
 from mergecore.checkpoint.definitions import _expanded, definitions
 from mergecore.checkpoint.recognition import recognize
 
@@ -35,6 +35,7 @@ def test_names_are_sound(architecture: Architecture) -> None:
     for module in architecture.modules:
         assert all(weight.name.startswith(module.prefixes) for weight in module.layer)
         assert not any(LAYER in weight.name for weight in module.before + module.after)
+        assert not any(AFTER in weight.name for weight in module.before + module.layer)
     assert not [name for name in names if "?" in name or "," in name or ".." in name]
 
 
@@ -47,8 +48,8 @@ def test_a_model_of_its_tensors_is_recognized(architecture: Architecture) -> Non
     assert [m.layers_of(model) for m in found.modules] == [N_LAYERS if m.prefixes else 0 for m in found.modules]
     fitted = found.fitted([model])
     assert fitted.extra == ()
-    written = {weight.name for module in fitted.modules for weight in module.weights}
-    assert {name.replace(LAYER, "0") for name in written} <= model.tensors.keys()
+    written = {name for module in fitted.modules for name in names_of(module)}
+    assert written == model.tensors.keys()
 
 
 def test_braces_and_question_marks() -> None:

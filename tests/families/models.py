@@ -19,6 +19,8 @@ MODELS = {"base": 0.0, "a": 0.01, "b": 0.02, "c": 0.1}
 """How far each model is from the base, whose weights are within 0.1 of zero, or of one where they are vectors."""
 SAMPLED = 6
 """Elements of each tensor that are compared."""
+TOLERANCE = 1e-5
+"""Of the largest magnitude of the tensor."""
 
 Weights = dict[str, NDArray[np.float32]]
 
