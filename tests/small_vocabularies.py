@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 HIDDEN = 8
 KINDS = ("BPE", "WordPiece", "Unigram")
+AS_OF_LLAMA = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+"""How Llama's SentencePiece model is trained."""
 TEXTS = {
     "a": ["the cat sat on the mat", "a cat and a hat"],
     "b": ["the weights of a model", "other models have other weights"],
@@ -42,6 +49,49 @@ def train(kind: str, texts: Iterable[str], size: int = 48, special: Sequence[str
         trainer = trainers.UnigramTrainer(unk_token="<unk>", **options)
     tokenizer.train_from_iterator(list(texts) * 3, trainer)
     return tokenizer
+
+
+def train_sentencepiece(texts: Iterable[str], size: int = 300, kind: str = "bpe", **options: Any) -> bytes:
+    """A SentencePiece model of so many tokens at most."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(list(texts) * 10),
+        model_writer=model,
+        model_type=kind,
+        vocab_size=size,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        minloglevel=2,
+        **options,
+    )
+    return model.getvalue()
+
+
+def train_ranks(texts: Iterable[str], merges: int = 40) -> bytes:
+    """A file of tiktoken's ranks: all bytes, then what is merged, the most frequent pair of tokens first."""
+    words = [[bytes([byte]) for byte in word.encode()] for text in texts for word in re.findall(" ?[^ ]+", text)]
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    for _ in range(merges):
+        pairs = Counter(pair for word in words for pair in pairwise(word))
+        if not pairs:
+            break
+        ranks[b"".join(max(pairs, key=pairs.__getitem__))] = len(ranks)
+        words = [_merged(word, ranks) for word in words]
+    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+
+
+def _merged(word: list[bytes], ranks: Mapping[bytes, int]) -> list[bytes]:
+    """With the last token wherever two of the word's make it."""
+    made: list[bytes] = []
+    newest = len(ranks) - 1
+    for token in word:
+        if made and ranks.get(made[-1] + token) == newest:
+            made[-1] += token
+        else:
+            made.append(token)
+    return made
 
 
 def with_added(tokenizer: Tokenizer, *texts: str, **flags: Any) -> Tokenizer:

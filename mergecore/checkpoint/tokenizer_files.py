@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergecore.checkpoint.json_file import check_size
 from mergecore.errors import CheckpointError
 
 FAST = "tokenizer.json"
@@ -16,7 +17,7 @@ TEMPLATE = "chat_template.jinja"
 TEMPLATE_IN_JSON = "chat_template.json"
 GENERATION = "generation_config.json"
 VOCABULARIES = (
-    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json",
+    "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "qwen.tiktoken", "tekken.json",
     "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json",
 )  # fmt: skip
 """Other forms of what is in tokenizer.json."""
@@ -42,6 +43,7 @@ class TokenizerFiles:
         if name in self.left_out or not path.is_file():
             return None
         try:
+            check_size(path, path.stat().st_size)
             return path.read_bytes()
         except OSError as error:
             raise CheckpointError.at(path, f"can't be read: {error.strerror}") from error

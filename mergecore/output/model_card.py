@@ -19,7 +19,7 @@ def model_card(plan: Plan) -> str:
     """The card in the Hub's format: metadata, then text."""
     method = methods.get(plan.method)
     inputs = _inputs(plan)
-    on_hub = [ModelReference.parse(model.name).path for model in inputs if model.commit]
+    on_hub = list(dict.fromkeys(ModelReference.parse(model.name).path for model in inputs if model.commit))
     metadata = {
         **({"base_model": on_hub} if on_hub else {}),
         **({"library_name": "transformers"} if plan.donor_config else {}),
@@ -34,12 +34,18 @@ def model_card(plan: Plan) -> str:
     stages = f", the last of {len(plan.before) + 1} stages" if plan.before else ""
     return (
         f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n"
-        f"# A merge of {len(inputs)} models\n\n"
+        f"# {_title(plan, len(inputs))}\n\n"
         f"Merged with mergecore, method `{plan.method}`{stages}: {' '.join(method.doc.split())}\n\n"
         f"Source of the method: {method.paper}{seed}{by_name}\n\n"
         f"## Models\n\n{models}\n\n{_tokens(plan)}"
         f"## Configuration\n\n{fenced(config_text(plan))}"
     )
+
+
+def _title(plan: Plan, n_models: int) -> str:
+    if plan.gates is None:
+        return f"A merge of {n_models} models"
+    return f"A mixture of {len(plan.config['experts'])} experts"
 
 
 def _tokens(plan: Plan) -> str:

@@ -6,15 +6,15 @@ on; mergekit's `llama3` and `exaone` have line breaks and spaces beside that, an
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from mergecore.checkpoint.json_file import parse_json
 from mergecore.checkpoint.tokenizer_files import SETTINGS, TEMPLATE, TEMPLATE_IN_JSON, TokenizerFiles
 from mergecore.config.tokenizer import TEMPLATES
-from mergecore.errors import CheckpointError, PlanError
+from mergecore.errors import PlanError
 
 if TYPE_CHECKING:
     from jinja2.nodes import Node
@@ -67,7 +67,8 @@ def template_of(files: TokenizerFiles) -> str | None:
     for name in (TEMPLATE_IN_JSON, SETTINGS):
         found = settings(files, name).get(_KEY)
         if isinstance(found, list):
-            found = next((one["template"] for one in found if one.get("name") == "default"), None)
+            named = [one for one in found if isinstance(one, dict)]
+            found = next((one.get("template") for one in named if one.get("name") == "default"), None)
         if isinstance(found, str):
             return found
     return None
@@ -85,10 +86,4 @@ def with_template(files: TokenizerFiles, template: str) -> TokenizerFiles:
 def settings(files: TokenizerFiles, name: str) -> dict[str, Any]:
     """The content of a JSON file; empty if there is none. Raises CheckpointError."""
     content = files.read(name)
-    try:
-        found = {} if content is None else json.loads(content)
-    except ValueError as error:
-        raise CheckpointError.at(files.folder / name, f"is not valid JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError.at(files.folder / name, "should be a JSON object")
-    return found
+    return {} if content is None else parse_json(files.folder / name, content)

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from mergecore.checkpoint.gathered_rows import MEAN, RowMap
 from mergecore.checkpoint.model_reference import ModelReference
 from mergecore.config.tokenizer import ModelToken, Token, ZeroToken
-from mergecore.errors import Problem
+from mergecore.errors import PlanError, Problem
+from mergecore.tokenizer.tokenizer_json import MOST_ROWS
 
 _SHOWN = 3
 
@@ -87,10 +88,13 @@ def rows_of(
     A token that a model lacks gets the row that `tokens` names; else that of the base model, if it has the token; else
     the mean of the rows of the models that have it, or zeros if there is none. Rows that belong to no token, such as
     those that round their number up, are the mean of all others of that model. `where` are the places of `tokens` in
-    the config.
+    the config. Raises PlanError for more rows than memory could be taken for.
     """
     n = max(ids.values(), default=-1) + 1
     n_rows = -(-n // pad_to_multiple_of) * pad_to_multiple_of
+    if n_rows > MOST_ROWS:
+        what = f"the embeddings would have {n_rows} rows, and {MOST_ROWS} are the most"
+        raise PlanError.at("tokenizer", what, "is `pad_to_multiple_of` what you mean?")
     table = _Table(list(ids), np.fromiter(ids.values(), np.int64, len(ids)), n_rows, owners, base)
     notes, problems = [], []
     for text, token in tokens.items():

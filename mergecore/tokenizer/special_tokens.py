@@ -61,5 +61,7 @@ def _known(key: str, value: Any, ids: Collection[str]) -> Any:
     return value
 
 
-def _text(token: Any) -> Any:
-    return token.get("content") if isinstance(token, Mapping) else token
+def _text(token: Any) -> str | None:
+    """Of a token that is named by its text, or described with it."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else None

@@ -6,13 +6,13 @@ neither that library nor transformers is needed to merge vocabularies.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from typing import Any, TypeAlias
 
+from mergecore.checkpoint.json_file import parse_json
 from mergecore.errors import CheckpointError, PlanError
 
 AddedToken: TypeAlias = Mapping[str, Any]
@@ -21,6 +21,8 @@ PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": T
 """The flags of an added token of which nothing is known but its text."""
 Merge: TypeAlias = tuple[str, str]
 """Two tokens of a BPE model that become one."""
+MOST_ROWS = 1 << 22
+"""Four times as many tokens as the largest vocabulary in use has. Memory is taken for each number below the largest."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,14 @@ class TokenizerJson:
 
     @classmethod
     def parse(cls, content: bytes, where: str) -> TokenizerJson:
-        """Raises CheckpointError."""
-        try:
-            data = json.loads(content)
-        except ValueError as error:
-            raise CheckpointError.at(where, f"is not valid JSON: {error}") from error
-        model = data.get("model") if isinstance(data, dict) else None
+        """Raises CheckpointError where anything is not of the form that is relied on here."""
+        data = parse_json(where, content)
+        model = data.get("model")
         if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
             raise CheckpointError.at(where, "has no `model` with a `vocab`, so it is no tokenizer")
+        wrong = next(_wrong_parts(model, data.get("added_tokens") or []), None)
+        if wrong is not None:
+            raise CheckpointError.at(where, f"is no tokenizer that can be read: {wrong}")
         return cls(where, data)
 
     @property
@@ -157,6 +159,40 @@ class TokenizerJson:
                 raise PlanError.at(self.where, f"the token {text!r} has the number {i}, but there is no {len(pieces)}")
             pieces.append([text, lowest if score is None else score])
         return pieces
+
+
+def _wrong_parts(model: Mapping[str, Any], added: Any) -> Iterator[str]:
+    """What is not as the tokenizers library writes it. There may be a million tokens, so each is looked at briefly."""
+    vocab, merges = model["vocab"], model.get("merges") or []
+    if isinstance(vocab, dict):
+        if not _are_numbers(vocab.values()):
+            yield f"each token in `vocab` should have a number, from 0 to {MOST_ROWS - 1}"
+    elif len(vocab) > MOST_ROWS or not all(map(_is_scored, vocab)):
+        yield f"a list in `vocab` should hold pairs of a token and its score, {MOST_ROWS} at most"
+    if not isinstance(merges, list) or not all(map(_is_merge, merges)):
+        yield "each of its `merges` should be two tokens"
+    if not isinstance(model.get("continuing_subword_prefix") or "", str):
+        yield "`continuing_subword_prefix` should be text"
+    if not isinstance(added, list) or not all(
+        isinstance(one, dict) and type(one.get("content")) is str for one in added
+    ):
+        yield "each of its `added_tokens` should have its text as `content`"
+    elif not _are_numbers([one.get("id") for one in added]):
+        yield f"each of its `added_tokens` should have a number as `id`, from 0 to {MOST_ROWS - 1}"
+
+
+def _are_numbers(values: Collection[Any]) -> bool:
+    """Whether all are numbers of tokens."""
+    return not values or ({*map(type, values)} == {int} and min(values) >= 0 and max(values) < MOST_ROWS)
+
+
+def _is_scored(entry: Any) -> bool:
+    return type(entry) is list and len(entry) == 2 and type(entry[0]) is str and type(entry[1]) in (int, float)
+
+
+def _is_merge(merge: Any) -> bool:
+    parts = merge.split(" ", 1) if type(merge) is str else merge
+    return type(parts) is list and len(parts) == 2 and type(parts[0]) is type(parts[1]) is str
 
 
 def _written(old: Sequence[Any], new: Sequence[Merge]) -> list[Any]:

@@ -24,6 +24,12 @@ class Donor:
     size: int
     """Rows of its embedding. Tokens with larger numbers don't count."""
 
+    @property
+    def added(self) -> dict[str, AddedToken]:
+        """Its added tokens."""
+        ids = self.tokenizer.ids
+        return {text: token for text, token in self.tokenizer.added.items() if ids[text] < self.size}
+
 
 def union(base: Donor, others: Sequence[Donor]) -> tuple[TokenizerJson, list[str]]:
     """The vocabulary of all models, and what the user should know of it.
@@ -64,9 +70,12 @@ def _added(start: TokenizerJson, donors: Sequence[Donor], base: str) -> tuple[di
     first = dict.fromkeys(start.added, base)
     notes = []
     for donor in donors:
-        for text, token in donor.tokenizer.added.items():
-            if donor.tokenizer.ids[text] >= donor.size:
-                continue
+        added = donor.added
+        in_model = [text for text in added if text not in first and text in start.vocabulary]
+        if in_model:
+            what = f"added tokens of {donor.name} are tokens of the model in {base}, and are found before all else now"
+            notes.append(f"{what} {_listed(in_model)}")
+        for text, token in added.items():
             if text not in first:
                 found[text] = token
                 first[text] = donor.name
@@ -100,5 +109,10 @@ def without_rows(donor: Donor) -> str | None:
     left_out = [text for text, i in donor.tokenizer.ids.items() if i >= donor.size]
     if not left_out:
         return None
-    shown = ", ".join(map(repr, left_out[:_SHOWN])) + (", ..." if len(left_out) > _SHOWN else "")
-    return f"tokens without a row in {donor.name} are left out ({len(left_out)}): {shown}"
+    return f"tokens without a row in {donor.name} are left out {_listed(left_out)}"
+
+
+def _listed(texts: Sequence[str]) -> str:
+    """How many tokens, and a few of them."""
+    shown = ", ".join(map(repr, texts[:_SHOWN])) + (", ..." if len(texts) > _SHOWN else "")
+    return f"({len(texts)}): {shown}"

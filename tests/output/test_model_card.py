@@ -47,7 +47,7 @@ def test_a_folder_with_a_name_that_is_markdown(make_model, tmp_path: Path) -> No
 def test_the_metadata_names_no_local_folder(make_model, hub, tmp_path: Path) -> None:
     a = make_model("a")
     commit = hub.add("org/b", make_model("b", seed=1))
-    entries = [{"model": model, "parameters": {"weight": 1}} for model in (str(a), "org/b@main")]
+    entries = [{"model": model, "parameters": {"weight": 1}} for model in (str(a), "org/b@main", "org/b")]
     merge({"merge_method": "linear", "models": entries}, tmp_path / "out", workers=0)
     card = (tmp_path / "out" / "README.md").read_text()
     metadata = card.split("---\n")[1]

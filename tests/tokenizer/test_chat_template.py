@@ -128,8 +128,9 @@ def test_auto_takes_the_most_frequent(tmp_path: Path) -> None:
     assert (merged("auto", *models[:2], overwrite=True) / "chat_template.jinja").read_text() == "{{ 'a' }}"
 
 
-def test_auto_without_a_template(tmp_path: Path) -> None:
-    a = model(tmp_path / "a")
+@pytest.mark.parametrize("template", [None, 3, [], ["x"], [{"name": "default"}], [{"name": "default", "template": 3}]])
+def test_auto_without_a_template(tmp_path: Path, template: Any) -> None:
+    a = model(tmp_path / "a", template)
     out = merged("auto", a)
     assert not (out / "chat_template.jinja").exists()
     plan = mergecore.plan({"merge_method": "passthrough", "models": [{"model": str(a)}], "chat_template": "auto"})

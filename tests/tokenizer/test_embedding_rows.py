@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mergecore import PlanError
 from mergecore.checkpoint.gathered_rows import MEAN, RowMap
 from mergecore.checkpoint.model_reference import ModelReference
 from mergecore.config.tokenizer import ModelToken, Token, ZeroToken
@@ -112,6 +113,15 @@ def test_a_source_that_can_not_be(token: Token, message: str) -> None:
     everywhere = rows({"x": 0}, [{"x": 0}, {"x": 1}], x=Token(source=ModelReference("d")))
     assert everywhere.problems == ()
     assert everywhere.notes == ("all models have the token 'x', so its source has no effect without `force: true`",)
+
+
+def test_more_rows_than_memory_could_be_taken_for() -> None:
+    with pytest.raises(PlanError) as caught:
+        rows({"x": 0}, [{"x": 0}], multiple=10**15)
+    assert str(caught.value) == (
+        "tokenizer: the embeddings would have 1000000000000000 rows, and 4194304 are the most "
+        "(hint: is `pad_to_multiple_of` what you mean?)"
+    )
 
 
 def naive(

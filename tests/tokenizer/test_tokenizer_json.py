@@ -127,10 +127,36 @@ def test_old_files_do_not_say_their_kind(model: dict[str, Any], kind: str) -> No
     [
         (b"{", "tokenizer.json: is not valid JSON: Expecting property name"),
         (b"\xff", "tokenizer.json: is not valid JSON"),
-        (b"[]", "tokenizer.json: has no `model` with a `vocab`, so it is no tokenizer"),
+        (b"[" * 100_000, "tokenizer.json: is not valid JSON: nested too deeply"),
+        (b"[]", "tokenizer.json: should be a JSON object"),
         (b'{"model": {"type": "BPE"}}', "tokenizer.json: has no `model` with a `vocab`, so it is no tokenizer"),
+        (b'{"model": {"vocab": {"\\ud83d": 0}}}', "tokenizer.json: holds an escaped character that is not Unicode"),
     ],
 )
 def test_what_is_no_tokenizer(content: bytes, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         TokenizerJson.parse(content, "tokenizer.json")
+
+
+NUMBER = "each token in `vocab` should have a number, from 0 to 4194303"
+SCORED = "a list in `vocab` should hold pairs of a token and its score, 4194304 at most"
+MERGES = "each of its `merges` should be two tokens"
+TEXT = "each of its `added_tokens` should have its text as `content`"
+ID = "each of its `added_tokens` should have a number as `id`, from 0 to 4194303"
+
+
+@pytest.mark.parametrize(
+    ("model", "added", "message"),
+    [
+        *(({"vocab": {"a": number}}, [], NUMBER) for number in (-1, 1.5, True, None, "1", [], 1 << 22, 10**30)),
+        *(({"vocab": [piece]}, [], SCORED) for piece in (None, "a", ["a"], ["a", 1, 2], [1, 1], ["a", "1"])),
+        *(({"vocab": {}, "merges": merges}, [], MERGES) for merges in ("a b", {"a": "b"}, ["a"], [["a", 1]], [None])),
+        *(({"vocab": {}}, added, TEXT) for added in (3, {"a": 1}, ["a"], [{"id": 0}], [{"id": 0, "content": None}])),
+        *(({"vocab": {}}, [{"content": "a", "id": number}], ID) for number in (None, "0", -1, True, 1 << 22)),
+        ({"vocab": {}, "continuing_subword_prefix": 3}, [], "`continuing_subword_prefix` should be text"),
+    ],
+)
+def test_parts_of_another_form(model: dict[str, Any], added: Any, message: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        TokenizerJson.parse(json.dumps({"model": model, "added_tokens": added}).encode(), "tokenizer.json")
+    assert str(caught.value) == f"tokenizer.json: is no tokenizer that can be read: {message}"

@@ -91,7 +91,8 @@ def test_the_first_flags_of_an_added_token_count() -> None:
 def test_a_token_that_another_model_has_as_added_becomes_one() -> None:
     base = Tokenizer(models.BPE({"a": 0, "<x>": 1}, []))
     other = with_added(Tokenizer(models.BPE({"a": 0}, [])), "<x>", special=True)
-    made, _ = union(donor(base), [donor(other)])
+    made, notes = union(donor(base, "a"), [donor(other, "b"), donor(other, "c")])
+    assert notes == ["added tokens of b are tokens of the model in a, and are found before all else now (1): '<x>'"]
     assert made.ids == {"a": 0, "<x>": 1}
     assert load(made).encode("a<x>a").tokens == ["a", "<x>", "a"]
 
@@ -118,8 +119,8 @@ def test_tokens_without_a_row_do_not_count() -> None:
 
 
 @st.composite
-def vocabularies(draw) -> Tokenizer:
-    """A BPE tokenizer of any merges of a few letters, and added tokens that may be tokens of the model, too."""
+def models_of_tokens(draw) -> models.Model:
+    """Any tokens of a few letters, as a model of any kind."""
     letters = draw(st.lists(st.sampled_from("abcdeé▁Ġ "), min_size=1, unique=True))
     vocabulary = {letter: i for i, letter in enumerate(letters)}
     merges: list[tuple[str, str]] = []
@@ -128,7 +129,18 @@ def vocabularies(draw) -> Tokenizer:
         if left + right not in vocabulary:
             vocabulary[left + right] = len(vocabulary)
             merges.append((left, right))
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    kind = draw(st.sampled_from(KINDS))
+    if kind == "BPE":
+        return models.BPE(vocabulary, merges)
+    if kind == "WordPiece":
+        return models.WordPiece(vocabulary, unk_token=letters[0])
+    return models.Unigram([(text, -float(i)) for text, i in vocabulary.items()], unk_id=0)
+
+
+@st.composite
+def vocabularies(draw) -> Tokenizer:
+    """A tokenizer of any model, and added tokens that may be tokens of the model, too."""
+    tokenizer = Tokenizer(draw(models_of_tokens()))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Split(" ", "isolated"), decoders.Fuse()
     flags: dict[str, Any] = draw(st.fixed_dictionaries({"special": st.booleans(), "normalized": st.booleans()}))
     return with_added(tokenizer, *draw(st.lists(st.sampled_from(["<x>", "<y>", "ab", "a"]), unique=True)), **flags)

@@ -9,10 +9,20 @@ from typing import Any
 import pytest
 import torch
 from hub_server import HubServer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor
 from small_family import same_bytes
-from small_vocabularies import KINDS, TEXTS, save_model, train, with_added
-from tokenizers import Tokenizer
+from small_vocabularies import (
+    AS_OF_LLAMA,
+    KINDS,
+    TEXTS,
+    save_model,
+    train,
+    train_ranks,
+    train_sentencepiece,
+    with_added,
+)
+from tokenizers import AddedToken, Tokenizer
 
 import mergecore
 from mergecore import MergeError, PlanError
@@ -52,25 +62,47 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_transformers_loads_what_comes_out(kind: str, tmp_path: Path) -> None:
+def model_of_kind(kind: str, folder: Path, name: str, seed: int) -> Path:
+    """One with added tokens that others have too: `<new>` with other flags, `at` as a token of the model."""
+    flags = {"lstrip": name == "b", "rstrip": False, "normalized": False, "single_word": False, "special": name == "c"}
+    added = {f"<{name}>": flags, "<new>": flags, **({"at": {**flags, "single_word": True}} if name == "c" else {})}
+    if kind in KINDS:
+        tokenizer = train(kind, TEXTS[name])
+        tokenizer.add_tokens([AddedToken(text, **of_one) for text, of_one in added.items()])
+        return save_model(folder, tokenizer, seed)
+    is_ranks = kind == "tiktoken"
+    content = train_ranks(TEXTS[name]) if is_ranks else train_sentencepiece(TEXTS[name], **AS_OF_LLAMA)
+    first = len(content.splitlines()) if is_ranks else SentencePieceProcessor(model_proto=content).get_piece_size()
+    save_model(folder, None, seed, rows=first + len(added))
+    (folder / "tokenizer.model").write_bytes(content)
+    decoder = {str(first + i): {"content": text, **of_one} for i, (text, of_one) in enumerate(added.items())}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast" if is_ranks else "LlamaTokenizer", "legacy": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "added_tokens_decoder": decoder}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "SentencePiece", "tiktoken"])
+@pytest.mark.parametrize("names", ["ab", "cba"])
+def test_transformers_loads_what_comes_out(kind: str, names: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folders = [save_model(tmp_path / name, tokenizer(name, kind), seed) for seed, name in enumerate("ab")]
+    folders = [model_of_kind(kind, tmp_path / name, name, seed) for seed, name in enumerate(names)]
     result, _ = merged(config(*folders, tokenizer={"source": "union", "pad_to_multiple_of": 16}), tmp_path / "out")
     vocabulary = result.plan.vocabulary
     assert vocabulary is not None
     loaded = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert len(loaded) == vocabulary.n_tokens
-    assert (loaded.bos_token, loaded.eos_token) == ("<s>", "</s>")
-    for text in (*TEXTS["a"], *TEXTS["b"]):
-        ids = loaded.encode(text + "<a><b>")
-        assert max(ids) < vocabulary.n_tokens
-        assert [loaded.convert_ids_to_tokens(ids[i]) for i in (-2, -1)] == ["<a>", "<b>"]
-        assert loaded.decode(loaded.encode(text)) == text
+    assert loaded.get_vocab() == Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json")).get_vocab()
+    assert (loaded.bos_token, loaded.eos_token) == ((None, None) if kind == "tiktoken" else ("<s>", "</s>"))
+    for name in names:
+        for text in TEXTS[name]:
+            ids = loaded.encode(text, add_special_tokens=False)
+            assert loaded.decode(ids) == text
+            with_new = loaded.encode(f"{text}<{name}><new>", add_special_tokens=False)
+            assert [loaded.convert_ids_to_tokens(i) for i in with_new[-2:]] == [f"<{name}>", "<new>"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.get_input_embeddings().weight.shape[0] == vocabulary.n_rows == model.config.vocab_size
-    assert model(torch.tensor([loaded.encode("the cat<b>")])).logits.shape[-1] == vocabulary.n_rows
+    assert model(torch.tensor([loaded.encode(f"the cat<{names[-1]}>")])).logits.shape[-1] == vocabulary.n_rows
 
 
 def test_logits_of_a_model_whose_rows_alone_are_taken(models: dict[str, Path], tmp_path: Path) -> None:
@@ -89,6 +121,32 @@ def test_logits_of_a_model_whose_rows_alone_are_taken(models: dict[str, Path], t
     )
     known = old.get_vocab()
     torch.testing.assert_close(after[:, [new.get_vocab()[t] for t in known]], before[:, list(known.values())])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_of_tokens_that_one_model_owns(tied: bool, tmp_path: Path) -> None:
+    """Where models differ in their embeddings only, each one's own tokens get its own logits after its own texts."""
+    from transformers import AutoModelForCausalLM
+
+    folders = [save_model(tmp_path / name, tokenizer(name), seed, tied=tied) for seed, name in enumerate("ab")]
+    body, embeddings = (load_file(folder / "model.safetensors") for folder in folders)
+    for name in {EMBEDDING, HEAD} & body.keys():
+        body[name] = embeddings[name]
+    save_file(body, folders[1] / "model.safetensors", metadata={"format": "pt"})
+    merged(config(*folders), tmp_path / "out")
+    *old, new = (
+        Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab() for folder in (*folders, tmp_path / "out")
+    )
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for folder, ids, others in zip(folders, old, old[::-1], strict=True):
+        own = sorted(ids.keys() - others.keys())
+        before = AutoModelForCausalLM.from_pretrained(folder)
+        numbers, in_output = ([vocabulary[token] for token in own] for vocabulary in (ids, new))
+        assert len(own) > 5
+        torch.testing.assert_close(
+            after(torch.tensor([in_output])).logits[0][:, in_output],
+            before(torch.tensor([numbers])).logits[0][:, numbers],
+        )
 
 
 def test_rows_of_a_token_that_one_model_has_are_copied_bit_for_bit(tmp_path: Path) -> None:
@@ -214,7 +272,7 @@ def test_files_that_name_tokens_follow(models: dict[str, Path], tmp_path: Path) 
     named = {
         "pad_token": "<a>",
         "added_tokens_decoder": {"0": {"content": "<s>"}},
-        "additional_special_tokens": ["<a>", "<s>"],
+        "additional_special_tokens": ["<a>", "<s>", ["<s>"], {"content": ["<s>"]}, 3],  # strangers write anything
     }
     settings = read_json(a / "tokenizer_config.json") | named
     (a / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -252,6 +310,18 @@ def test_a_stage_takes_the_tokenizer_of_another(models: dict[str, Path], tmp_pat
     loaded = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
     assert {"<a>", "<b>", "<c>"} <= loaded.get_vocab().keys()
     assert (tmp_path / "out" / "chat_template.jinja").is_file()
+
+
+def test_the_tokenizer_of_a_model_that_is_not_merged_is_no_link_to_a_secret(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_bytes((models["c"] / "tokenizer.json").read_bytes())
+    (models["c"] / "tokenizer.json").unlink()
+    (models["c"] / "tokenizer.json").symlink_to(tmp_path / "secret")
+    assert complaint(config(models["a"], tokenizer={"source": str(models["c"])})) == (
+        f"{models['c'] / 'tokenizer.json'}: is a link to {tmp_path / 'secret'}, which is no file of a model "
+        "(hint: put a copy in its place)"
+    )
 
 
 def test_models_on_the_hub(hub: HubServer, models: dict[str, Path], tmp_path: Path) -> None:
@@ -354,8 +424,6 @@ def test_what_can_not_be_planned(models: dict[str, Path], tmp_path: Path) -> Non
 
 
 def test_files_of_weights_have_no_vocabulary(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     save_file({"x": torch.ones(2)}, tmp_path / "a.safetensors")
     assert complaint(config(tmp_path / "a.safetensors")) == (
         "config: tokenizer: the vocabularies can't be merged: none of the tensors of a state dict is known to have a "
@@ -364,8 +432,6 @@ def test_files_of_weights_have_no_vocabulary(tmp_path: Path) -> None:
 
 
 def test_an_adapter_on_an_embedding_that_gets_other_rows(models: dict[str, Path], tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     rows = len(Tokenizer.from_file(str(models["b"] / "tokenizer.json")).get_vocab())
     adapter = tmp_path / "lora"
     adapter.mkdir()
@@ -386,8 +452,6 @@ def test_an_adapter_on_an_embedding_that_gets_other_rows(models: dict[str, Path]
 
 
 def test_rows_of_different_lengths(models: dict[str, Path]) -> None:
-    from safetensors.torch import save_file
-
     weights = load_file(models["b"] / "model.safetensors")
     weights[HEAD] = torch.ones(len(weights[HEAD]), 9)
     save_file(weights, models["b"] / "model.safetensors")
