@@ -1,4 +1,4 @@
-"""A LoRA adapter in the layout of PEFT, laid over the model that it was trained on. Reads no weight.
+"""A LoRA adapter in the layout of PEFT, alone or laid over the model that it was trained on. Reads no weight.
 
 Nothing is computed here: the model gets low-rank updates beside its tensors, which the reader adds tile by tile, so the
 model is read once however many adapters there are, and no merged copy is written.
@@ -13,13 +13,17 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
-from mergecore.checkpoint.checkpoint import Checkpoint, read_json, read_weights
+from mergecore.checkpoint.checkpoint import Checkpoint, read_weights
+from mergecore.checkpoint.joined_tensors import InFiles
+from mergecore.checkpoint.json_file import read_json
 from mergecore.checkpoint.low_rank import LowRank
 from mergecore.checkpoint.safetensors_file import TensorRef
 from mergecore.errors import CheckpointError, PlanError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+TIED_HEAD = "lm_head.weight"
+"""The usual name of an output head."""
 _PREFIX = "base_model.model."
 _PARTS = re.compile(
     r"(?P<module>.+?)\.(?:(?P<factor>lora_(?:embedding_)?[AB])(?:\.(?P<kind>weight|bias))?"
@@ -35,9 +39,12 @@ _COSTLY = re.compile(r".{300}|(?:[^*+?]*[*+?]){3}|(?:[^|]*\|){9}|\(\?|[)*+?][*+?
 
 
 @dataclass(frozen=True, slots=True)
-class _Adapter:
+class Adapter:
+    """What is known of an adapter without reading a weight."""
+
     folder: Path
     config: dict[str, Any]
+    """adapter_config.json"""
     factors: dict[str, dict[str, TensorRef]]
     """By module: `A` and `B`, the factors; `bias`, what is added to the bias."""
     replaced: dict[str, TensorRef]
@@ -51,6 +58,10 @@ class _Adapter:
         if not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
             raise self._wrong(f"the `lora_alpha` of the module `{module}` should be a number, found {alpha!r:.60}")
         return float(alpha) / (sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def is_second_copy(self, parameter: str) -> bool:
+        """Whether a tensor may be the output head of a model whose head is its embedding: PEFT writes it twice."""
+        return bool(self.config.get("ensure_weight_tying")) and parameter.endswith(TIED_HEAD)
 
     def _of_module(self, key: str, module: str, default: Any) -> Any:
         """The value of the first pattern that matches the end of the module's name, as PEFT looks them up."""
@@ -75,18 +86,23 @@ def with_adapter(model: Checkpoint, folder: Path) -> Checkpoint:
 
     Raises CheckpointError if the folder holds no LoRA adapter, and PlanError if the adapter doesn't fit the model.
     """
-    adapter = _open(folder)
+    adapter = open_adapter(folder)
     names = _Names(model, folder)
-    replaced = {names.find(parameter): tensor for parameter, tensor in adapter.replaced.items()}
+    replaced = {
+        names.find(parameter): tensor
+        for parameter, tensor in adapter.replaced.items()
+        if parameter in model.tensors or not adapter.is_second_copy(parameter)
+    }
     updates: dict[str, LowRank] = {}
     for module, factors in adapter.factors.items():
-        for parameter, update in _updates(adapter, module, factors):
+        for parameter, update in updates_of(adapter, module, factors):
             name = names.find(f"{module}.{parameter}")
             updates[name] = _fitting(update, model.tensors[name], name, adapter)
     return replace(model, tensors={**model.tensors, **replaced}, updates=updates)
 
 
-def _open(folder: Path) -> _Adapter:
+def open_adapter(folder: Path) -> Adapter:
+    """Read an adapter's config and the header of its weights. Raises CheckpointError if it is no LoRA adapter."""
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError.at(folder, f"is no LoRA adapter: it has no {CONFIG_FILE}")
     config = read_json(folder / CONFIG_FILE)
@@ -113,7 +129,7 @@ def _open(folder: Path) -> _Adapter:
         factors.setdefault(match["module"], {})[part] = tensor
         if "embedding" in match["factor"]:
             embeddings.add(match["module"])
-    return _Adapter(folder, config, factors, replaced, frozenset(embeddings))
+    return Adapter(folder, config, factors, replaced, frozenset(embeddings))
 
 
 def _dora(folder: Path) -> CheckpointError:
@@ -128,8 +144,11 @@ def _unknown(file: Path, name: str) -> CheckpointError:
     return CheckpointError.at(file, f"`{name}` is no part of a LoRA adapter that is known here")
 
 
-def _updates(adapter: _Adapter, module: str, parts: Mapping[str, TensorRef]) -> Iterator[tuple[str, LowRank]]:
-    """What one module's factors change: its weight, and its bias where there is one."""
+def updates_of(adapter: Adapter, module: str, parts: Mapping[str, TensorRef]) -> Iterator[tuple[str, LowRank]]:
+    """What one module's factors change: its weight, and its bias where there is one.
+
+    Raises CheckpointError if they don't fit each other.
+    """
     if "A" not in parts or "B" not in parts:
         lacking = "lora_A" if "A" not in parts else "lora_B"
         raise CheckpointError.at(adapter.folder, f"has no {lacking} for the module `{module}`, but its other factor")
@@ -147,7 +166,7 @@ def _updates(adapter: _Adapter, module: str, parts: Mapping[str, TensorRef]) -> 
         yield "bias", LowRank(parts["bias"], None, scale)
 
 
-def _fitting(update: LowRank, tensor: TensorRef, name: str, adapter: _Adapter) -> LowRank:
+def _fitting(update: LowRank, tensor: InFiles, name: str, adapter: Adapter) -> LowRank:
     """The update, if it has the shape of the tensor. A convolution's is that of its flattened kernels."""
     rows = tensor.shape[0] if tensor.shape else 1
     if update.shape != (rows, tensor.n // max(rows, 1)):

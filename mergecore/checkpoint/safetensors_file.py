@@ -19,7 +19,8 @@ from mergecore.checkpoint.dtypes import Dtype
 from mergecore.errors import CheckpointError, Problem
 
 _LENGTH_BYTES = 8
-_MAX_HEADER_BYTES = 100_000_000
+MOST_HEADER_BYTES = 100_000_000
+"""As in the safetensors library."""
 _MOST_DIMENSIONS = 64
 _LONGEST_NAME = 1000
 _LARGEST = 1 << 62
@@ -55,6 +56,11 @@ class TensorRef:
     def n_bytes(self) -> int:
         return self.n * self.dtype.size
 
+    @property
+    def parts(self) -> tuple[TensorRef, ...]:
+        """What lies on disk of it: itself, where other tensors are put together."""
+        return (self,)
+
 
 def read_header(path: Path) -> dict[str, TensorRef]:
     """All tensors of a file, by name, in the file's order.
@@ -83,10 +89,10 @@ def parse_header(path: Path, file_bytes: int, read: Callable[[int], bytes]) -> d
     return tensors
 
 
-def header_bytes(tensors: Sequence[tuple[str, Dtype, tuple[int, ...]]]) -> bytes:
+def header_bytes(tensors: Sequence[tuple[str, Dtype, tuple[int, ...]]], n_bytes: int = 0) -> bytes:
     """The start of a file that holds `tensors` (name, dtype, shape) one after the other, length prefix included.
 
-    Padded so that the first tensor begins at a multiple of 64 bytes.
+    Padded so that the first tensor begins at a multiple of 64 bytes, and not before `n_bytes`, which is one too.
     """
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -96,6 +102,7 @@ def header_bytes(tensors: Sequence[tuple[str, Dtype, tuple[int, ...]]]) -> bytes
         offset = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-(_LENGTH_BYTES + len(text)) % _ALIGNMENT)
+    text = text.ljust(n_bytes - _LENGTH_BYTES)
     return len(text).to_bytes(_LENGTH_BYTES, "little") + text
 
 
@@ -128,8 +135,10 @@ def _load(path: Path, file_bytes: int, read: Callable[[int], bytes]) -> tuple[di
     length = int.from_bytes(start, "little")
     if start in _NO_WEIGHTS:
         raise CheckpointError.at(path, f"is {_NO_WEIGHTS[start]}, not the weights", "download it again")
-    if file_bytes < _LENGTH_BYTES or length > min(_MAX_HEADER_BYTES, file_bytes - _LENGTH_BYTES):
+    if file_bytes < _LENGTH_BYTES or length > file_bytes - _LENGTH_BYTES:
         raise _broken(path, f"its header should take {length} bytes, but the file has only {file_bytes}")
+    if length > MOST_HEADER_BYTES:
+        raise _broken(path, f"its header should take {length} bytes, and none takes more than {MOST_HEADER_BYTES}")
     try:
         header = json.loads(read(_LENGTH_BYTES + length)[_LENGTH_BYTES:], object_pairs_hook=_unrepeated)
     except _RepeatedKeyError as error:

@@ -12,6 +12,11 @@ def torch_dtype(dtype: Dtype) -> torch.dtype:
     return _TORCH[dtype]
 
 
+def dtype_of_torch(dtype: torch.dtype) -> Dtype:
+    """The inverse of `torch_dtype`. Raises KeyError."""
+    return _FROM_TORCH[dtype]
+
+
 _TORCH = {
     Dtype.F64: torch.float64,
     Dtype.F32: torch.float32,
@@ -29,3 +34,4 @@ _TORCH = {
     Dtype.U32: torch.uint32,
     Dtype.U16: torch.uint16,
 }
+_FROM_TORCH = {in_torch: dtype for dtype, in_torch in _TORCH.items()}

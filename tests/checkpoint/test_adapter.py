@@ -109,6 +109,23 @@ def test_tensors_that_were_trained_whole(base: Path, tmp_path: Path) -> None:
     assert torch.equal(out["model.norm.weight"], norm)
 
 
+def test_the_second_copy_of_a_tied_head_is_no_tensor_of_the_model(
+    make_model: MakeModel, llama: Callable[..., dict[str, Tensor]], tmp_path: Path
+) -> None:
+    base = llama()
+    del base["lm_head.weight"]
+    model = make_model("tied", base, tie_word_embeddings=True)
+    table = random(50, 24, seed=7)
+    tensors = {f"{PREFIX}model.embed_tokens.weight": table, f"{PREFIX}lm_head.weight": table.clone()}
+    adapter = write_adapter(tmp_path / "lora", factors(Q0, 24, 24) | tensors, ensure_weight_tying=True)
+    out = merged(f"{model}+{adapter}", tmp_path / "out")
+    assert torch.equal(out["model.embed_tokens.weight"], table)
+    assert "lm_head.weight" not in out
+    untied = write_adapter(tmp_path / "untied", factors(Q0, 24, 24) | tensors)
+    with pytest.raises(MergeError, match="changes `lm_head.weight`, which the model"):
+        merged(f"{model}+{untied}", tmp_path / "other")
+
+
 def test_biases(make_model: MakeModel, llama: Callable[..., dict[str, Tensor]], tmp_path: Path) -> None:
     biases = {f"{Q0}.bias": random(24, seed=3), f"{Q1}.bias": random(24, seed=4)}
     base = make_model("base", llama() | biases)
