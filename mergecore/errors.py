@@ -5,7 +5,8 @@ MergeError              exit code 1
 ├── PlanError           2   config and models don't fit together: a missing tensor, two shapes
 ├── CheckpointError     1   a model folder or file isn't what it should be: truncated, no index
 ├── RunError            1   the merge began and could not be finished: disk full, NaN in an input
-└── EvaluationError     1   a model can't be run here: no transformers, no such device
+├── EvaluationError     1   a model can't be run here: no transformers, no such device
+└── ReleaseError        1   a model can't be published: unfinished, no token, no access
 
 An error carries one or more `Problem`s, so that all that is wrong can be told at once.
 """
@@ -82,3 +83,7 @@ class RunError(MergeError):
 
 class EvaluationError(MergeError):
     """A model can't be run here."""
+
+
+class ReleaseError(MergeError):
+    """A model can't be published."""

@@ -1,13 +1,16 @@
-"""A server on this machine that speaks the part of the Hub's interface that huggingface_hub needs to read models."""
+"""A server on this machine that speaks the part of the Hub's interface that huggingface_hub needs to read models and to
+upload them, large files by the LFS protocol.
+"""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +26,7 @@ class Repository:
 
     commits: dict[str, Files] = field(default_factory=dict)
     references: dict[str, str] = field(default_factory=dict)
+    private: bool = False
 
     def files(self, revision: str) -> tuple[str, Files] | None:
         """The commit that a revision means, and its files."""
@@ -47,6 +51,14 @@ class HubServer:
         """What a request must show, if anything."""
         self.status: int | None = None
         """The error that every request gets, if any."""
+        self.refuse: Callable[[str, str], int | None] = lambda method, path: None
+        """The error that a request gets, by its method and path, if any."""
+        self.ignored: set[str] = set()
+        """Files that a .gitignore keeps out of commits."""
+        self.objects: dict[str, bytes] = {}
+        """What was uploaded by the LFS protocol, by its SHA256."""
+        self.received: list[str] = []
+        """Everything that clients have sent but their headers, line by line."""
         self.ignores_ranges = False
         self.requests: list[tuple[str, str, str | None]] = []
         """Method, path and range of all requests."""
@@ -69,6 +81,15 @@ class HubServer:
         repository.references[reference] = commit
         return commit
 
+    def accept(self, path: str, body: bytes) -> bytes:
+        """Carry out what a client sends. Returns the answer. Raises Refused."""
+        for pattern, action in _ACTIONS:
+            match = re.fullmatch(pattern, path)
+            if match is not None:
+                answer = action(self, body, **{key: unquote(value) for key, value in match.groupdict().items()})
+                return json.dumps(answer).encode()
+        raise Refused(404)
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
@@ -76,6 +97,8 @@ class HubServer:
 
     def answer(self, path: str) -> tuple[str, bytes]:
         """The commit and the content that a path means. Raises Refused."""
+        if path == "/api/whoami-v2":
+            return "", json.dumps({"name": "user", "type": "user"}).encode()
         for pattern, content_of in _PATHS:
             match = re.fullmatch(pattern, path)
             if match is not None:
@@ -83,21 +106,28 @@ class HubServer:
                 return self._content(content_of, **parts)
         raise Refused(404)
 
-    def _content(self, content_of: Any, repo: str, revision: str, **rest: str) -> tuple[str, bytes]:
-        if repo in self.gated:
-            raise Refused(403, "GatedRepo")
+    def find(self, repo: str, revision: str) -> tuple[str, Files]:
+        """The commit that a revision means, and its files. Raises Refused."""
         if repo not in self.repositories:
             raise Refused(404, "RepoNotFound")
         found = self.repositories[repo].files(revision)
         if found is None:
             raise Refused(404, "RevisionNotFound")
+        return found
+
+    def _content(self, content_of: Any, repo: str, revision: str, **rest: str) -> tuple[str, bytes]:
+        if repo in self.gated:
+            raise Refused(403, "GatedRepo")
+        found = self.find(repo, revision)
         content = content_of(repo, *found, **rest)
+        if content_of is _info:
+            content["private"] = self.repositories[repo].private
         return found[0], content if isinstance(content, bytes) else json.dumps(content).encode()
 
 
 def _info(repo: str, commit: str, files: Files) -> dict[str, Any]:
     siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
-    return {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings, "tags": [], "private": False}
+    return {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings, "tags": []}
 
 
 def _file(repo: str, commit: str, files: Files, name: str) -> bytes:
@@ -113,9 +143,108 @@ _PATHS = [
 ]
 
 
+def _create(hub: HubServer, body: bytes) -> Any:
+    asked = json.loads(body)
+    repo = f"{asked['organization']}/{asked['name']}"
+    if repo in hub.repositories:
+        raise Refused(409)
+    hub.add(repo, {".gitattributes": b""})
+    hub.repositories[repo].private = asked.get("visibility") == "private" or bool(asked.get("private"))
+    return {"url": f"{hub.url}/{repo}"}
+
+
+def _create_branch(hub: HubServer, body: bytes, repo: str, branch: str) -> Any:
+    references = hub.repositories[repo].references
+    if branch in references:
+        raise Refused(409)
+    references[branch] = references["main"]
+    return {}
+
+
+def _preupload(hub: HubServer, body: bytes, repo: str, revision: str) -> Any:
+    """Which way each file goes, and what the branch has under its name."""
+    _, there = hub.find(repo, revision)
+    return {
+        "files": [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                "shouldIgnore": file["path"] in hub.ignored,
+                "oid": _oid(file["path"], there[file["path"]]) if file["path"] in there else None,
+            }
+            for file in json.loads(body)["files"]
+        ]
+    }
+
+
+def _oid(name: str, content: bytes) -> str:
+    """What git calls a file, or the LFS protocol."""
+    if name.endswith(".safetensors"):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _batch(hub: HubServer, body: bytes, repo: str) -> Any:
+    """Where to send large files; nowhere those that are here."""
+    objects = json.loads(body)["objects"]
+    return {
+        "objects": [
+            asked
+            | (
+                {}
+                if asked["oid"] in hub.objects
+                else {"actions": {"upload": {"href": f"{hub.url}/lfs/{asked['oid']}"}}}
+            )
+            for asked in objects
+        ]
+    }
+
+
+def _store(hub: HubServer, body: bytes, oid: str) -> Any:
+    if hashlib.sha256(body).hexdigest() != oid:
+        raise Refused(400)
+    hub.objects[oid] = body
+    return {}
+
+
+def _validate(hub: HubServer, body: bytes) -> Any:
+    """The metadata of a card: this one must not name a licence `forbidden`."""
+    if "license: forbidden" in json.loads(body)["content"]:
+        raise Refused(400)
+    return {"errors": [], "warnings": []}
+
+
+def _commit(hub: HubServer, body: bytes, repo: str, revision: str) -> Any:
+    files = dict(hub.find(repo, revision)[1])
+    for line in body.splitlines():
+        operation = json.loads(line)
+        value = operation["value"]
+        match operation["key"]:
+            case "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            case "lfsFile":
+                files[value["path"]] = hub.objects[value["oid"]]
+            case "deletedFile":
+                del files[value["path"]]
+    commit = hub.add(repo, files, reference=revision)
+    return {"commitUrl": f"{hub.url}/{repo}/commit/{commit}", "commitOid": commit}
+
+
+_ACTIONS: list[tuple[str, Callable[..., Any]]] = [
+    (r"/api/repos/create", _create),
+    (rf"/api/models/{_REPO}/branch/(?P<branch>[^/]+)", _create_branch),
+    (rf"/api/models/{_REPO}/preupload/(?P<revision>[^/]+)", _preupload),
+    (rf"/{_REPO}\.git/info/lfs/objects/batch", _batch),
+    (r"/lfs/(?P<oid>[0-9a-f]{64})", _store),
+    (r"/api/validate-yaml", _validate),
+    (rf"/api/models/{_REPO}/commit/(?P<revision>[^/]+)", _commit),
+]
+
+
 def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # an answer is sent in two pieces: its second would wait for 40 ms
 
         def do_GET(self) -> None:
             self._serve(with_body=True)
@@ -123,20 +252,39 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         def do_HEAD(self) -> None:
             self._serve(with_body=False)
 
+        def do_POST(self) -> None:
+            self._serve(with_body=True, body=self._body())
+
+        def do_PUT(self) -> None:
+            self._serve(with_body=True, body=self._body())
+
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing: a test's output should be its own."""
 
-        def _serve(self, *, with_body: bool) -> None:
+        def _body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return body
+
+        def _serve(self, *, with_body: bool, body: bytes | None = None) -> None:
             path = urlsplit(self.path).path
             hub.requests.append((self.command, path, self.headers.get("Range")))
+            hub.received += [self.path, *(body or b"").decode(errors="replace").splitlines()]
+            status = hub.status or hub.refuse(self.command, path)
             try:
-                if hub.status is not None:
-                    raise Refused(hub.status)
-                if hub.token is not None and self.headers.get("Authorization") != f"Bearer {hub.token}":
+                if status is not None:
+                    raise Refused(status)
+                uploads = self.command == "PUT"  # to a storage elsewhere, which must not see the token
+                if hub.token is not None and not uploads and self.headers.get("Authorization") != f"Bearer {hub.token}":
                     raise Refused(401)
-                commit, content = hub.answer(path)
+                commit, content = hub.answer(path) if body is None else ("", hub.accept(path, body))
             except Refused as refused:
-                self._send(refused.status, {"X-Error-Code": refused.code} if refused.code else {}, b"", with_body)
+                self._send(refused.status, {"X-Error-Code": refused.code} if refused.code else {}, b"{}", with_body)
                 return
             headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(content).hexdigest()}"'}
             status, part = self._part(content, headers)
@@ -174,6 +322,7 @@ def serve(monkeypatch: Any, cache: Path) -> Iterator[HubServer]:
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # a protocol of its own
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(cache / "no token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")

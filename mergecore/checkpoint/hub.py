@@ -32,16 +32,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from mergecore.checkpoint.checkpoint import (
-    Checkpoint,
-    LocalFiles,
-    check_json_size,
-    checkpoint_of,
-    parse_json,
-    read_json,
-    read_weights,
-    together,
-)
+from mergecore.checkpoint.checkpoint import Checkpoint, LocalFiles, checkpoint_of, read_weights, together
+from mergecore.checkpoint.json_file import check_size, parse_json, read_json
 from mergecore.checkpoint.location import Download, HubModel, OnDownload
 from mergecore.checkpoint.safetensors_file import TensorRef, parse_header
 from mergecore.checkpoint.weight_files import BESIDE_WEIGHTS
@@ -73,7 +65,8 @@ def open_model(model: HubModel, on_download: OnDownload) -> Checkpoint:
     except UnreachableError as error:
         return _from_cache(model, error)
     opened = checkpoint_of(files)
-    needed = [*files.beside_weights, *sorted({Path(tensor.file).name for tensor in opened.tensors.values()})]
+    parts = (part for tensor in opened.tensors.values() for part in tensor.parts)
+    needed = [*files.beside_weights, *sorted({Path(part.file).name for part in parts})]
     return replace(opened, commit=files.commit, download=files.missing(needed))
 
 
@@ -158,7 +151,7 @@ class HubFiles:
         path = self.folder / name
         if path.exists():
             return read_json(path)
-        check_json_size(f"{self.model}/{name}", self.sizes[name])
+        check_size(f"{self.model}/{name}", self.sizes[name])
         return parse_json(f"{self.model}/{name}", self._first_bytes(name, self.sizes[name]))
 
     def tensors(self, names: Sequence[str]) -> dict[str, TensorRef]:

@@ -11,10 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, BaseModel, Field, NonNegativeInt, ValidationError
 from xxhash import xxh3_128
 
+from mergecore.checkpoint.json_file import check_size, parse_json
+from mergecore.checkpoint.model_reference import ModelReference
 from mergecore.errors import CheckpointError
 from mergecore.plan.plan import Plan
 from mergecore.stream.execute import Report, Work
@@ -22,6 +25,55 @@ from mergecore.stream.identity import file_identity, input_files
 
 MANIFEST = "mergecore.json"
 _FORMAT = 1
+
+
+def _path(text: str) -> str:
+    if "\0" in text or len(text.encode()) > _LONGEST_PATH:
+        raise ValueError(f"{text!r:.40} can't be the path of a file")
+    return text
+
+
+def _file_name(text: str) -> str:
+    if text in ("", "..") or Path(text).name != text or len(text.encode()) > _LONGEST_NAME:
+        raise ValueError(f"{text!r:.40} can't be the name of a file in the folder")
+    return text
+
+
+def _reference(text: str) -> str:
+    ModelReference.parse(text)  # raises ValueError
+    return text
+
+
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255
+"""Bytes."""
+_Path = Annotated[str, AfterValidator(_path)]
+_FileName = Annotated[_Path, AfterValidator(_file_name)]
+
+
+class _Model(BaseModel):
+    name: Annotated[str, AfterValidator(_reference)]
+    folder: _Path
+
+
+class _Options(BaseModel):
+    plugins: list[str]
+    allow_crimes: bool
+    tensors: str
+
+
+class _Content(BaseModel):
+    """What is read of a manifest. It may be a stranger's."""
+
+    config: list[dict[str, Any]] = Field(min_length=1)
+    seed: int | None
+    options: _Options
+    models: list[_Model]
+    inputs: dict[_Path, dict[str, Any]]
+    inputs_of_stages: dict[str, dict[_Path, dict[str, Any]]]
+    survey: Any
+    weights: dict[_FileName, NonNegativeInt]
+    files: dict[_FileName, str]
+    tensors: list[tuple[str, _FileName, str, list[int], str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +166,15 @@ def manifest(
             for t in plan.tensors
         ],
     }
-    return _text(content | {"checksum": _checksum(content)})
+    return manifest_text(content)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Raises CheckpointError if there is none, or if it isn't what was written."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        check_size(path, path.stat().st_size)
+        text = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError.at(
             folder,
@@ -130,15 +183,34 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except OSError as error:
         raise CheckpointError.at(path, f"can't be read: {error.strerror}") from error
-    except ValueError as error:
-        raise CheckpointError.at(path, "is damaged: it is not JSON") from error
-    checksum = content.pop("checksum", None) if isinstance(content, dict) else None
-    if checksum is None or checksum != _checksum(content):
+    content = parse_json(path, text)
+    found = content.pop("checksum", None)
+    if found is None or found != checksum(content):
         raise CheckpointError.at(path, "is damaged: its checksum is wrong")
-    if content["format"] != _FORMAT:
-        raise CheckpointError.at(path, f"has the format {content['format']}, expected {_FORMAT}", "update mergecore")
+    if content.get("format") != _FORMAT:
+        raise CheckpointError.at(
+            path, f"has the format {content.get('format')}, expected {_FORMAT}", "update mergecore"
+        )
+    try:
+        _Content.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CheckpointError.at(path, f"is damaged: `{place}`: {first['msg']}") from error
     tensors = tuple(TensorEntry(n, file, dtype, tuple(shape), h) for n, file, dtype, shape, h in content["tensors"])
     return Manifest(content, tensors)
+
+
+def manifest_text(content: Mapping[str, Any]) -> str:
+    """The file: JSON with a line for each tensor, and the checksum of all the rest."""
+    rest = {key: value for key, value in content.items() if key != "tensors"} | {"checksum": checksum(content)}
+    head = json.dumps(rest, indent=2)[:-2]
+    return f'{head},\n  "tensors": {_lines(content["tensors"])}\n}}\n'
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Of what a manifest says beside it. It tells damage, not an author."""
+    return xxh3_128(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:
@@ -156,17 +228,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return xxh3_128(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _text(content: Mapping[str, Any]) -> str:
-    """JSON with a line for each tensor."""
-    rest = {key: value for key, value in content.items() if key != "tensors"}
-    head = json.dumps(rest, indent=2)[:-2]
-    return f'{head},\n  "tensors": {_lines(content["tensors"])}\n}}\n'
 
 
 def _lines(rows: Sequence[Any]) -> str:

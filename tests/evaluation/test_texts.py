@@ -15,11 +15,12 @@ import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from mergecore.errors import CheckpointError, ConfigError, MergeError
-from mergecore.evaluation import EvaluationError, ModelScore, TextScore, evaluate, generate
+from mergecore.errors import CheckpointError, ConfigError, EvaluationError, MergeError
+from mergecore.evaluation.evaluate import evaluate, generate
+from mergecore.evaluation.scores import ModelScore, TextScore
 from mergecore_cli.eval import eval_
 
-QUICKSTART = Path(__file__).parents[1] / "configs/quickstart"
+QUICKSTART = Path(__file__).parents[2] / "configs/quickstart"
 BASE, PROSE = QUICKSTART / "base", QUICKSTART / "prose"
 ARITHMETIC_TEXT = QUICKSTART / "eval/arithmetic.txt"
 
@@ -84,7 +85,7 @@ def test_loss_is_the_mean_over_all_windows_and_the_rest(text: Path) -> None:
 
 def test_loss_does_not_depend_on_the_batch(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (whole,) = evaluate([BASE], [text], window=16)
-    monkeypatch.setattr("mergecore.evaluation.BATCH_TOKENS", 1)
+    monkeypatch.setattr("mergecore.evaluation.texts.BATCH_TOKENS", 1)
     (single,) = evaluate([BASE], [text], window=16)
     assert single.texts[0].loss == pytest.approx(whole.texts[0].loss, abs=1e-5)
 
@@ -166,6 +167,10 @@ def test_prompt_prints_what_the_model_writes() -> None:
         ([BASE, "--text", ARITHMETIC_TEXT, "--window", "1"], "predicts nothing"),
         ([BASE, "--text", ARITHMETIC_TEXT, "--window", "600"], "takes 512 tokens at most, the window has 600"),
         ([BASE, "--prompt", ""], "is empty"),
+        ([BASE, "--prompt", "1", "--plot", "x.svg"], "--plot: there are no numbers to show"),
+        ([BASE, "--prompt", "1", "--card"], "--card: there are no numbers to show"),
+        ([BASE, "--text", ARITHMETIC_TEXT, "--plot", "x.pdf"], "`x.pdf` is not the name of a chart"),
+        ([BASE, "--text", ARITHMETIC_TEXT, "--dtype", "int8"], "--dtype: `int8` is not known"),
     ],
 )
 def test_wrong_arguments(arguments: list[object], message: str) -> None:
@@ -262,5 +267,5 @@ def test_without_transformers_the_extra_is_named(text: Path, monkeypatch: pytest
 
 def test_import_needs_neither_torch_nor_transformers() -> None:
     heavy = "sorted({'torch', 'transformers'} & set(sys.modules))"
-    code = f"import sys, mergecore.evaluation, mergecore_cli.eval; print({heavy})"
+    code = f"import sys, mergecore.evaluation.evaluate, mergecore_cli.eval; print({heavy})"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"

@@ -1,0 +1,1 @@
+"""Publishes merged models on the Hub."""
