@@ -15,10 +15,11 @@ from mergecore.config.load import load
 from mergecore.errors import CheckpointError, MergeError, Problem
 from mergecore.methods import plugins
 from mergecore.output.damage import find_damage
-from mergecore.output.manifest import Manifest, read_manifest
-from mergecore.plan.build import build
+from mergecore.output.manifest import MANIFEST, Manifest, read_manifest
+from mergecore.plan.gates import with_gates
 from mergecore.plan.plan import OutputTensor, Plan
 from mergecore.plan.shards import assign_shards
+from mergecore.planning import build_plan
 from mergecore.stream.execute import Report
 from mergecore.stream.identity import file_identity, identity
 from mergecore.stream.journal import Journal
@@ -126,7 +127,9 @@ def _recompute(
     different = []
     for group in _groups(sample):
         for name, found in _merge_again(plan, group, manifest, execute).items():
-            if found != expected[name].hash:
+            if name not in expected:
+                different.append((MANIFEST, f"does not name `{name}`, which the inputs give"))
+            elif found != expected[name].hash:
                 what = f"`{name}` comes out otherwise when it is merged again: {found}, not {expected[name].hash}"
                 different.append((expected[name].file, what))
     return [tensor.name for tensor in sample], different
@@ -135,7 +138,12 @@ def _recompute(
 def _plan(manifest: Manifest) -> Plan:
     """Of the merge that wrote the manifest: of its last stage, if there were several. Raises MergeError."""
     options = manifest.content["options"]
-    plugins.load(options["plugins"])
+    # Code is never run because a manifest names it, which may be a stranger's.
+    if options["plugins"] and not plugins.loaded_files():
+        named = ", ".join(options["plugins"])
+        raise CheckpointError.at(
+            MANIFEST, f"the merge ran the plug-in {named}", "name it with --plugin, if you trust it"
+        )
     models: dict[str, Checkpoint] = {}
     for model in manifest.content["models"]:
         folder = Path(model["folder"])
@@ -146,7 +154,7 @@ def _plan(manifest: Manifest) -> Plan:
                 "a model between two stages is kept by `mergecore merge --keep-stages`",
             )
         models[ModelReference.parse(model["name"]).path] = open_checkpoint(folder)
-    return build(
+    return build_plan(
         load(manifest.content["config"][-1]),
         seed=manifest.content["seed"],
         allow_crimes=options["allow_crimes"],
@@ -185,8 +193,11 @@ def _merge_again(plan: Plan, tensors: Sequence[OutputTensor], manifest: Manifest
         prepare_partial_files(Path(name), shards)
         journal = Journal(Path(name))
         journal.restart(identity(part))
-        if plan.surveyed:  # a sample can't be surveyed again, since a survey looks at all tensors
-            journal.add_survey(manifest.content["survey"])
+        found = manifest.content["survey"]
+        if plan.surveyed or plan.gates:  # a sample can't be surveyed again, since a survey looks at all tensors
+            journal.add_survey(found)
+        if plan.gates:
+            part = with_gates(part, found)
         try:
             return dict(execute(part, Path(name), journal).digests)
         finally:

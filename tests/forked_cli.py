@@ -73,6 +73,14 @@ class ForkedCommands:
         self.start(*arguments)
         return self.wait()
 
+    def runs(self, pid: int) -> bool:
+        """Whether the process has not ended."""
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
     def interrupt(self, pid: int, number: int) -> None:
         """Send a signal, unless the process has ended."""
         with contextlib.suppress(ProcessLookupError):

@@ -7,11 +7,12 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,21 +97,31 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return folders
 
 
+def lines(file: Path) -> int:
+    """Of a file that may not be there."""
+    try:
+        return file.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
 def test_killed_at_any_moment_it_goes_on_and_the_bytes_are_the_same(large: list[Path], tmp_path: Path) -> None:
+    """Each run is killed when it has done so many jobs, drawn at random: the machine's speed is no matter."""
     config = tmp_path / "config.yml"
     config.write_text(json.dumps(dare(*large)))  # JSON is YAML
+    most_jobs = len(execute.jobs(mergecore.plan(dare(*large)))) // 3
     draw = random.Random(7)
     kills = resumed = finished = 0
     with ForkedCommands(tmp_path / "stderr") as commands:
-        commands.run("--version")  # loads torch
-        started = time.monotonic()
-        commands.run("merge", config, tmp_path / "whole", "-j", 0, "--shard-size", "2MB")
-        whole_s = time.monotonic() - started
-        while kills < KILLS:
+        while kills < KILLS or not finished:
             out = tmp_path / f"out{finished}"
+            wanted = lines(out / JOURNAL) + draw.randint(0, most_jobs)
             pid = commands.start("merge", config, out, "-j", 0, "--shard-size", "2MB")
-            time.sleep(draw.uniform(0.3, 1.1) * whole_s)
-            commands.interrupt(pid, draw.choice([signal.SIGKILL, signal.SIGTERM]))
+            while lines(out / JOURNAL) < wanted and commands.runs(pid):
+                time.sleep(0.004)
+            time.sleep(draw.uniform(0, 0.02))
+            if kills < KILLS:
+                commands.interrupt(pid, draw.choice([signal.SIGKILL, signal.SIGTERM]))
             code, said = commands.wait()
             resumed += "Going on: an interrupted run has written" in said
             if code in (-signal.SIGKILL, 128 + signal.SIGTERM):
@@ -124,28 +135,33 @@ def test_killed_at_any_moment_it_goes_on_and_the_bytes_are_the_same(large: list[
             assert outcome(out) == outcome(again)
             assert manifest(out)["tensors"] == manifest(again)["tensors"]
     assert resumed >= 3
-    assert finished >= 1
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_interrupted_with_worker_processes(large: list[Path], tmp_path: Path, number: int, code: int) -> None:
-    config = tmp_path / "config.yml"
-    config.write_text(json.dumps(dare(*large)))
-    out = tmp_path / "out"
+def interrupted_command(config: Path, out: Path, number: int) -> tuple[int, str]:
+    """Exit code and stderr of a merge with worker processes that gets a signal when its first jobs are recorded."""
     program = (
         "from mergecore.stream import recorder; recorder.INTERVAL_S = 0.005\n"
         "from mergecore_cli.main import main; main()"
     )
     command = [sys.executable, "-c", program, "merge", str(config), str(out), "-j", "2", "--seed", "5"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not read_history(out).records:
-        assert process.poll() is None
+    while not read_history(out).records and process.poll() is None:
         time.sleep(0.002)
     process.send_signal(number)
-    sent = time.monotonic()
-    _, said = process.communicate()
-    assert process.returncode == code, said
-    assert time.monotonic() - sent < 2
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_interrupted_with_worker_processes(large: list[Path], tmp_path: Path, number: int, code: int) -> None:
+    config = tmp_path / "config.yml"
+    config.write_text(json.dumps(dare(*large)))
+    for i in range(5):  # the merge may be done before the signal arrives
+        out = tmp_path / f"out{i}"
+        found, said = interrupted_command(config, out, number)
+        if found:
+            break
+    assert found == code, said
     if number != signal.SIGKILL:
         assert f"What is done stays in {out}: the same command goes on from there" in said
         assert "Traceback" not in said
@@ -183,29 +199,45 @@ def test_disk_full(models, tmp_path: Path, fails_after, workers: int) -> None:
     assert outcome(out) == outcome(tmp_path / "again")
 
 
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="mounting a tmpfs takes root")
-def test_a_real_disk_that_is_full(models, tmp_path: Path) -> None:
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    if os.name == "nt" or os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs takes root")
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", disk], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip("a tmpfs can't be mounted here")
-    try:
-        filler = disk / "filler"
-        needed = mergecore.plan(linear(*models)).write_bytes
+    yield disk
+    subprocess.run(["umount", disk], check=True)
 
-        def fill(_: mergecore.plan) -> None:  # after the free space was checked
-            filler.write_bytes(b"." * ((1 << 20) - needed // 2))
 
-        with pytest.raises(RunError, match="the disk is full"):
-            merge(linear(*models), disk / "out", workers=0, on_plan=fill)
-        filler.unlink()
-        result = merge(linear(*models), disk / "out", workers=0)
-        assert 0 < result.report.kept_bytes < needed
-        merge(linear(*models), tmp_path / "again", workers=0)
-        assert outcome(disk / "out") == outcome(tmp_path / "again")
-    finally:
-        subprocess.run(["umount", disk], check=True)
+def test_a_real_disk_that_is_full(models, tmp_path: Path, disk: Path) -> None:
+    filler = disk / "filler"
+    needed = mergecore.plan(linear(*models)).write_bytes
+
+    def fill(_: mergecore.plan) -> None:  # after the free space was checked
+        filler.write_bytes(b"." * ((1 << 20) - needed // 2))
+
+    with pytest.raises(RunError, match="the disk is full"):
+        merge(linear(*models), disk / "out", workers=0, on_plan=fill)
+    filler.unlink()
+    result = merge(linear(*models), disk / "out", workers=0)
+    assert 0 < result.report.kept_bytes < needed
+    merge(linear(*models), tmp_path / "again", workers=0)
+    assert outcome(disk / "out") == outcome(tmp_path / "again")
+
+
+def test_a_real_disk_that_is_read_only(models, tmp_path: Path, disk: Path) -> None:
+    model = disk / "model"
+    shutil.copytree(models[0], model)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    with pytest.raises(RunError, match="out: can't be written: Read-only file system"):
+        merge(linear(*models), disk / "out", workers=0)
+    merge(linear(model, models[1]), tmp_path / "out", workers=0)  # reading is no matter
+    merge(linear(*models[:2]), tmp_path / "again", workers=0)
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "again")
 
 
 def interrupted(config: Any, out: Path, fails_after: Callable[..., None], tiles: int = 9, **options: Any) -> None:

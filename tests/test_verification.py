@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 import mergecore
 from mergecore import CheckpointError, merge, verify
-from mergecore.output.manifest import MANIFEST
+from mergecore.methods import plugins, registry
+from mergecore.output.manifest import MANIFEST, checksum
 from mergecore_cli.main import app
 
 
@@ -140,6 +141,69 @@ def test_progress_and_counts(out: Path) -> None:
     assert sum(moved) == sum(tensor.nbytes for file in out.glob("*.safetensors") for tensor in load_file(file).values())
 
 
+PLUGIN = """
+from pathlib import Path
+from mergecore.methods import Params, method
+from mergecore_kernels.operations import WeightedSum
+
+Path(__file__).with_name("ran").touch()
+
+@method("half", paper="none", space="weights", models=(1, 1), base="optional", params=Params, example=Params())
+def half(p, target):
+    return WeightedSum((0.5,))
+"""
+
+
+def test_a_plug_in_that_the_manifest_names_is_run_only_if_asked_for(models, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setattr(plugins, "_loaded", {})
+    plugin, ran = tmp_path / "plugin.py", tmp_path / "ran"
+    plugin.write_text(PLUGIN)
+    config = {"merge_method": "half", "models": [{"model": str(models[0])}]}
+    merge(config, tmp_path / "out", workers=0, plugins=[plugin])
+    ran.unlink()
+    monkeypatch.setattr(plugins, "_loaded", {})
+    assert verify(tmp_path / "out").passed
+    (problem,) = verify(tmp_path / "out", recompute=1.0, workers=0).problems
+    assert str(problem) == f"mergecore.json: the merge ran the plug-in {plugin}"
+    assert problem.hint == "name it with --plugin, if you trust it"
+    assert not ran.exists()
+    found = verify(tmp_path / "out", recompute=1.0, workers=0, plugins=[plugin])
+    assert found.passed
+    assert found.recomputed
+    assert ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "has the format 2, expected 1 .hint: update mergecore"),
+        ({"weights": {"../x.safetensors": 1}}, "is damaged: `weights.*`: .*can't be the name of a file in the folder"),
+        ({"files": {"/etc/passwd": ""}}, "is damaged: `files.*`: .*can't be the name of a file in the folder"),
+        ({"inputs": {"a\0b": {}}}, "is damaged: `inputs.*`: .*can't be the path of a file"),
+        ({"models": [{"name": "", "folder": "a"}]}, "is damaged: `models.0.name`: .*an empty text"),
+        ({"config": []}, "is damaged: `config`: List should have at least 1 item"),
+        ({"options": {}}, "is damaged: `options.plugins`: Field required"),
+    ],
+)
+def test_a_manifest_of_a_stranger(out: Path, changes: dict[str, Any], message: str) -> None:
+    """Its checksum is right: anybody can compute it."""
+    content = json.loads((out / MANIFEST).read_text()) | changes
+    del content["checksum"]
+    (out / MANIFEST).write_text(json.dumps(content | {"checksum": checksum(content)}))
+    with pytest.raises(CheckpointError, match=message):
+        verify(out)
+
+
+def test_a_tensor_that_the_manifest_leaves_out(out: Path) -> None:
+    content = json.loads((out / MANIFEST).read_text())
+    del content["checksum"]
+    name = content["tensors"].pop()[0]
+    (out / MANIFEST).write_text(json.dumps(content | {"checksum": checksum(content)}))
+    problems = [str(problem) for problem in verify(out, recompute=1.0, workers=0).problems]
+    assert f"{out / MANIFEST}: does not name `{name}`, which the inputs give" in problems
+
+
 def test_no_manifest(out: Path) -> None:
     (out / MANIFEST).unlink()
     with pytest.raises(CheckpointError, match="out: has no mergecore.json, so there is nothing to compare it with"):
@@ -150,8 +214,8 @@ def test_no_manifest(out: Path) -> None:
     ("change", "message"),
     [
         (lambda text: text.replace('"seed"', '"sead"'), "is damaged: its checksum is wrong"),
-        (lambda text: text[:-9], "is damaged: it is not JSON"),
-        (lambda text: "[]", "is damaged: its checksum is wrong"),
+        (lambda text: text[:-9], "is not valid JSON"),
+        (lambda text: "[]", "should be a JSON object"),
     ],
 )
 def test_a_damaged_manifest(out: Path, change: Callable[[str], str], message: str) -> None:

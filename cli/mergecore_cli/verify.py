@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mergecore_cli import console
-from mergecore_cli.options import Quiet
+from mergecore_cli.options import Plugins, Quiet
 
 if TYPE_CHECKING:
     from mergecore.verification import Verification
@@ -25,6 +25,7 @@ def verify(
         int | None, typer.Option("--workers", "-j", min=0, show_default="one per core", help="Worker processes.")
     ] = None,
     memory: Annotated[str, typer.Option(help="Memory for buffers, in all workers together.")] = "1GiB",
+    plugin: Plugins = None,
     json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -43,6 +44,7 @@ def verify(
             device=device,
             workers=workers,
             memory=memory,
+            plugins=plugin or (),
             on_begin=progress.begin,
             on_progress=lambda n_bytes: progress.advance(0, n_bytes),
         )

@@ -5,6 +5,7 @@ Everything that is particular to CUDA, ROCm (which torch calls cuda, too) and XP
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -13,9 +14,16 @@ import torch
 from torch import Tensor
 
 from mergecore.errors import RunError
+from mergecore.stream.direct_reader import DirectReader, open_direct_reader
 
 TYPES = ("cuda", "xpu")
 """Of devices that have the streams and events that are needed here."""
+
+
+_DRIVER_ERROR = re.compile(r"(CUDA|HIP|XPU) error|Triton Error|Native API failed|level_zero backend failed")
+"""How the messages begin of what torch and triton raise when a driver's call fails."""
+_TRITON_ERROR = re.compile(r"Failed to find C compiler|0 active drivers")
+"""And of what triton raises where it can't compile."""
 
 
 class Fence(Protocol):
@@ -38,7 +46,7 @@ class Accelerator(Protocol):
         """Device memory that nobody uses."""
 
     def host_memory(self, n_bytes: int) -> Tensor:
-        """[n_bytes] uint8 in host memory that the device can copy from and to by itself."""
+        """[n_bytes] uint8 in host memory that the device can copy from and to by itself. Raises RunError."""
 
     def device_memory(self, n_bytes: int) -> Tensor:
         """[n_bytes] uint8 on the device. Raises torch.cuda.OutOfMemoryError."""
@@ -48,6 +56,9 @@ class Accelerator(Protocol):
 
     def copy_out(self, into: Tensor, source: Tensor, after: Fence | None) -> Fence:
         """The same from the device to host memory."""
+
+    def direct_reader(self, most_open: int) -> DirectReader | None:
+        """For one thread, which keeps so many files open: what reads into device memory, if something does."""
 
     def computing(self) -> Any:
         """A context in which the calling thread's torch calls and kernels are queued as this device's computation."""
@@ -77,8 +88,13 @@ class Gpu:
         return free
 
     def host_memory(self, n_bytes: int) -> Tensor:
-        with self._api.device(self.device):
-            return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+        try:
+            with self._api.device(self.device):
+                return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError as error:
+            what = f"{n_bytes / 1e6:.3g} MB for copies from and to {self.device} can't be had: {_first_line(error)}"
+            hint = "give a smaller --memory, or end other programs"
+            raise RunError.at("--memory", what, hint) from None  # no cause: smaller tiles on the device don't help
 
     def device_memory(self, n_bytes: int) -> Tensor:
         return torch.empty(n_bytes, dtype=torch.uint8, device=self.device)
@@ -88,6 +104,9 @@ class Gpu:
 
     def copy_out(self, into: Tensor, source: Tensor, after: Fence | None) -> Fence:
         return self._copy(self._out, into, source, after)
+
+    def direct_reader(self, most_open: int) -> DirectReader | None:
+        return open_direct_reader(self.device, most_open)
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -118,6 +137,28 @@ class Gpu:
         return fence
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory ran out: torch's own error, or what the driver says where others take memory."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error)
+    )
+
+
+@contextmanager
+def telling_failures(device: torch.device) -> Iterator[None]:
+    """Raises a RunError that names the device for what its driver raises, and for a triton that can't be used."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _DRIVER_ERROR.match(str(error)):
+            hint = "what is done stays: give the same command again, or merge on the CPU"
+            raise RunError.at("--device", f"{device} failed: {_first_line(error)}", hint) from error
+        if _TRITON_ERROR.match(str(error)):
+            what = f"triton can't be used on {device}: {_first_line(error)}"
+            raise RunError.at("--backend", what, "--backend torch merges without it") from error
+        raise
+
+
 def open_gpus(names: str) -> list[Gpu]:
     """The GPUs that `names` lists: `cuda` is every one that torch sees, `cuda:0,cuda:2` are two. Raises RunError."""
     devices = [device for name in names.split(",") for device in _devices(name.strip())]
@@ -132,9 +173,8 @@ def _devices(name: str) -> list[torch.device]:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
         raise RunError.at(
-            "--device", f"`{name}` can't be used: {reason}", "leave it out to merge on the CPU"
+            "--device", f"`{name}` can't be used: {_first_line(error)}", "leave it out to merge on the CPU"
         ) from error
     if device.type not in TYPES:
         raise RunError.at(
@@ -145,3 +185,7 @@ def _devices(name: str) -> list[torch.device]:
     if device.index is not None:
         return [device]
     return [torch.device(device.type, i) for i in range(getattr(torch, device.type).device_count())]
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -8,10 +8,8 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import TypeAlias
 
-import torch
-
 from mergecore.errors import RunError
-from mergecore.stream.accelerator import Accelerator, open_gpus
+from mergecore.stream.accelerator import Accelerator, is_out_of_memory, open_gpus, telling_failures
 from mergecore.stream.device_merger import DeviceMerger
 from mergecore.stream.device_sizes import DeviceSizes
 from mergecore.stream.job import Job, OnProgress, Outcome, Setup
@@ -77,7 +75,8 @@ class Devices:
         """All threads end with their run."""
 
     def _sizes(self, accelerator: Accelerator, jobs: Sequence[Job]) -> DeviceSizes:
-        memory = self._device_memory_bytes or int(FREE_SHARE * accelerator.free_bytes())
+        with telling_failures(accelerator.device):
+            memory = self._device_memory_bytes or int(FREE_SHARE * accelerator.free_bytes())
         return self._choose_sizes(memory, jobs)
 
 
@@ -109,10 +108,12 @@ class _Driver:
 
     def run(self) -> None:
         """Until the queue is empty. At last it tells None, or what went wrong."""
+        device = self._accelerator.device
         try:
-            while not self._finished():
-                self._note = f"{self._accelerator.device} ran out of memory: merged on with smaller tiles"
-                self._sizes = self._sizes.halved(self._accelerator.device)
+            with telling_failures(device):
+                while not self._finished():
+                    self._note = f"{device} ran out of memory: merged on with smaller tiles"
+                    self._sizes = self._sizes.halved(device)
         except BaseException as error:  # the thread that draws the outcomes raises it
             self._tell(error)
         else:
@@ -139,8 +140,8 @@ class _Driver:
                 if self._is_stopped:
                     raise _StoppedError
                 DeviceMerger(self._setup, self._accelerator, self._pipeline, self._sizes, self._done).run(self._take)
-        except (torch.cuda.OutOfMemoryError, RunError) as error:
-            if not _is_out_of_memory(error):
+        except (RuntimeError, RunError) as error:
+            if not any(is_out_of_memory(one) for one in (error, error.__cause__) if one):  # the cause: of a plug-in's
                 raise
         else:
             return True
@@ -159,11 +160,6 @@ class _Driver:
     def _done(self, outcome: Outcome) -> None:
         del self._taken[id(outcome.job)]
         self._tell(replace(outcome, note=self._note))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device's memory ran out, be it in the function of a plug-in."""
-    return any(isinstance(one, torch.cuda.OutOfMemoryError) for one in (error, error.__cause__))
 
 
 def start_devices(names: str, *, device_memory_bytes: int | None, readers: int | None) -> Devices:

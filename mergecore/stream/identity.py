@@ -13,6 +13,7 @@ from typing import IO, Any
 from xxhash import xxh3_128
 
 from mergecore.checkpoint.model_reference import ModelReference
+from mergecore.checkpoint.safetensors_file import MOST_HEADER_BYTES
 from mergecore.errors import CheckpointError
 from mergecore.methods import plugins
 from mergecore.plan.plan import Plan
@@ -70,8 +71,9 @@ def changed_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 def input_files(plan: Plan) -> list[str]:
     """All files that are read, without those that an earlier stage writes."""
     written = {model.folder for model in plan.models if _stage_of(model.name) in {s.name for s in plan.before}}
-    refs = (ref for tensor in plan.tensors for ref in tensor.on_disk)
-    return [file for file in dict.fromkeys(ref.file for ref in refs) if Path(file).parent not in written]
+    merged = (ref.file for tensor in plan.tensors for ref in tensor.on_disk)
+    files = dict.fromkeys([*merged, *(plan.gates.files if plan.gates else ())])
+    return [file for file in files if Path(file).parent not in written]
 
 
 def file_identity(file: str) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def file_identity(file: str) -> dict[str, Any]:
 
 def _header(stream: IO[bytes]) -> bytes:
     """Of a safetensors file, which begins with its length."""
-    return stream.read(int.from_bytes(stream.read(8), "little"))
+    return stream.read(min(int.from_bytes(stream.read(8), "little"), MOST_HEADER_BYTES))
 
 
 def _inputs_to_be_written(plan: Plan) -> Iterator[Plan]:

@@ -134,8 +134,9 @@ class Journal:
 def read_history(folder: Path) -> History:
     """What the journal of a folder tells, without waiting for a run that has it. Nothing, where there is none."""
     history = History()
+    path = folder / JOURNAL
     try:
-        data = (folder / JOURNAL).read_bytes()
+        data = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
     except OSError:
         return history
     for line in _whole_lines(data):

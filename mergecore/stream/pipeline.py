@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from threading import Condition, Thread
 from types import TracebackType
@@ -17,8 +18,10 @@ from typing import Protocol
 from torch import Tensor
 
 from mergecore.checkpoint.gathered_rows import Stored
+from mergecore.checkpoint.safetensors_file import TensorRef
 from mergecore.plan.plan import OutputTensor
 from mergecore.stream.accelerator import Accelerator, Fence
+from mergecore.stream.direct_reader import DirectReader
 from mergecore.stream.job import OnProgress, Setup
 from mergecore.stream.layout import Layout, Piece, parts
 from mergecore.stream.reader import Files, raw_bytes
@@ -203,6 +206,15 @@ class Pipeline:
             self._schedule.release(frame, computed)
             self._changed.notify_all()
 
+    def abandon(self, frame: int) -> None:
+        """Release a frame, whether or not it is loaded, where nothing can be raised: the next call raises the error."""
+        try:
+            if self._schedule.state(frame) is not FrameState.COMPUTING:
+                self.loaded(frame)
+            self.release(frame)
+        except BaseException as error:
+            self.stop(error)
+
     def drain(self) -> None:
         """Wait until all that was unloaded is written."""
         with self._changed:
@@ -238,20 +250,41 @@ class Pipeline:
         return None
 
     def _read(self) -> None:
-        reader = self._open_reader(self._host.open_files)
-        try:
+        with ExitStack() as stack:
+            reader = stack.enter_context(closing(self._open_reader(self._host.open_files)))
+            direct = self._accelerator.direct_reader(self._host.open_files)
+            if direct is not None:
+                stack.callback(direct.close)
             while (order := self._next(self._schedule.next_read)) is not None:
                 part = self._contents[order.frame].reads[order.part]
-                if order.buffer_after is not None:
-                    order.buffer_after.synchronize()
                 buffer, memory = self._shared(self._inputs[order.buffer], order.frame, part)
-                self._fill(reader, part, raw_bytes(buffer))
-                copied = self._accelerator.copy_in(memory, buffer, order.frame_after)
+                if direct is not None and all(_lies_in_one_run(piece) for piece in part):
+                    copied = self._read_directly(direct, order, part, memory)
+                else:
+                    copied = self._read_by_host(reader, order, part, buffer, memory)
                 with self._changed:
                     self._schedule.was_read(order, copied)
                     self._changed.notify_all()
-        finally:
-            reader.close()
+
+    def _read_by_host(
+        self, reader: Reader, order: Order[Fence], part: Sequence[Piece], buffer: Tensor, memory: Tensor
+    ) -> Fence:
+        if order.buffer_after is not None:
+            order.buffer_after.synchronize()
+        self._fill(reader, part, raw_bytes(buffer))
+        return self._accelerator.copy_in(memory, buffer, order.frame_after)
+
+    def _read_directly(self, direct: DirectReader, order: Order[Fence], part: Sequence[Piece], memory: Tensor) -> Fence:
+        if order.frame_after is not None:
+            order.frame_after.synchronize()
+        for piece in part:
+            assert isinstance(piece.tensor, TensorRef)
+            at = piece.at - part[0].at
+            place = piece.tensor.offset_bytes + piece.offset_bytes
+            direct.read(piece.tensor.file, place, memory[at : at + piece.n_bytes])
+            self._on_progress(piece.n_bytes, 0)
+        nothing = self._inputs[order.buffer][:0]
+        return self._accelerator.copy_in(memory[:0], nothing, order.buffer_after)  # all is there: a fence that says so
 
     def _fill(self, reader: Reader, part: Sequence[Piece], into: memoryview) -> None:
         for piece in part:
@@ -299,3 +332,8 @@ class Pipeline:
         """The same bytes in the buffer and in the frame, of all pieces of a part."""
         begin, end = part[0].at, part[-1].end
         return buffer[: end - begin], self._frames[frame][begin:end]
+
+
+def _lies_in_one_run(piece: Piece) -> bool:
+    """Whether the bytes of a piece follow one another in one file."""
+    return isinstance(piece.tensor, TensorRef) and piece.tensor.strides is None

@@ -7,7 +7,11 @@ from pathlib import Path
 
 MOST_OPEN_FILES = 128
 """That one thread keeps open for reading, and as many for writing."""
+_SLOW_TO_RESERVE = {"tmpfs", "nfs", "nfs4", "cifs", "smb3", "9p"}
+"""File systems on which reserving takes as long as writing: in memory, and where the C library does it byte by byte."""
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows opens files as text otherwise
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+"""What is written is never a link, which somebody could have laid to a file that isn't ours."""
 
 
 def open_to_read(path: str) -> int:
@@ -17,35 +21,36 @@ def open_to_read(path: str) -> int:
 
 def open_to_write(path: str) -> int:
     """A file descriptor of a file that exists. Raises OSError."""
-    return os.open(path, os.O_RDWR | _BINARY)
+    return os.open(path, os.O_RDWR | _NO_LINK | _BINARY)
 
 
 def open_or_create(path: str) -> int:
     """The same of a file that is made if it isn't there. Raises OSError."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | _BINARY, 0o666)
+    return os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | _BINARY, 0o666)
 
 
 def open_to_append(path: str) -> int:
     """A file descriptor of a file that is made if it isn't there. Raises OSError."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _BINARY, 0o666)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_LINK | _BINARY, 0o666)
 
 
 def reserve(file: int, n_bytes: int) -> None:
     """Give a file this size, and the space for it where the file system can reserve it. Raises OSError."""
     os.ftruncate(file, n_bytes)
-    if hasattr(os, "posix_fallocate") and n_bytes and not _is_in_memory(file):
+    if hasattr(os, "posix_fallocate") and n_bytes and _file_system(file) not in _SLOW_TO_RESERVE:
         os.posix_fallocate(file, 0, n_bytes)
 
 
-def _is_in_memory(file: int) -> bool:
-    """Whether the file is on a tmpfs, where reserving takes as long as writing."""
+def _file_system(file: int) -> str:
+    """The type of the file system that a file is on; empty where the system doesn't tell."""
     device = os.fstat(file).st_dev
     this = f"{os.major(device)}:{os.minor(device)}"
     try:
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return False
-    return any(" - tmpfs " in mount and mount.split()[2] == this for mount in mounts)
+        return ""
+    types = (mount.partition(" - ")[2].split(maxsplit=1)[0] for mount in mounts if mount.split()[2] == this)
+    return next(types, "")
 
 
 def read_at(file: int, into: memoryview, offset_bytes: int) -> int:

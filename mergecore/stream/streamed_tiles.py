@@ -49,8 +49,10 @@ class StreamedTiles:
         for frame, tensors in self.loaded():
             try:
                 yield tensors.tile
-            finally:
-                self._pipeline.release(frame)
+            except GeneratorExit:  # the pass isn't drawn to its end
+                self._pipeline.abandon(frame)
+                raise
+            self._pipeline.release(frame)
 
     def loaded(self) -> Iterator[tuple[int, SpanTensors]]:
         """One pass: frames with their contents. Each must be handed back to the pipeline before the next is drawn."""
@@ -71,8 +73,7 @@ class StreamedTiles:
                 yield frame, SpanTensors.of(stored, self._pipeline.memory(frame), self._updates)
         finally:
             for _, frame in loading:  # of a pass that was not drawn to its end
-                self._pipeline.loaded(frame)
-                self._pipeline.release(frame)
+                self._pipeline.abandon(frame)
         self._is_looked_at = True
 
     def _load_updates(self, operations: Any, workspace: Workspace) -> dict[int, LowRankUpdate]:

@@ -531,7 +531,10 @@ CASES = (
     case(
         "a huge config.json",
         lambda here, _: os.truncate(here / "a/config.json", 10**12),
-        "error: a/config.json: has 1,000,000,000,000 bytes, and no JSON file of a model has more than 200,000,000",
+        (
+            "error: a/config.json: has 1,000,000,000,000 bytes, and no file beside a model's weights has more than "
+            "200,000,000"
+        ),
     ),
     # safetensors
     case(
@@ -582,6 +585,18 @@ CASES = (
         (
             "error: a/model.safetensors: not a whole safetensors file: its header should take "
             "18446744073709551615 bytes, but the file has only 64"
+        ),
+        "hint: copy or download it again",
+    ),
+    case(
+        "a header of 200 MB",
+        all_of(
+            file("a/model.safetensors", (2 * 10**8).to_bytes(8, "little")),
+            lambda here, _: os.truncate(here / "a/model.safetensors", 10**12),
+        ),
+        (
+            "error: a/model.safetensors: not a whole safetensors file: its header should take 200000000 bytes, "
+            "and none takes more than 100000000"
         ),
         "hint: copy or download it again",
     ),
@@ -1047,6 +1062,11 @@ CASES = (
         "error: {any}: can't be written: File name too long",
         code=2,
         out="x" * 300,
+    ),
+    case(
+        "a journal that is a link",
+        all_of(lambda here, _: (here / "out").mkdir(), link("out/.mergecore-journal", "../merge.yml")),
+        "error: out/.mergecore-journal: can't be written: Too many levels of symbolic links",
     ),
     case(
         "too little space",

@@ -126,6 +126,32 @@ def test_a_token_is_neither_told_nor_written(here: Path, hub, monkeypatch: pytes
         assert TOKEN not in told.err + told.out
 
 
+def test_a_token_in_a_config_is_not_written(here: Path) -> None:
+    Path("merge.yml").write_text(f"# {TOKEN}\ntoken: {TOKEN}\n{CONFIG}")
+    merge("merge.yml", "out", workers=0)
+    assert not [path for path in Path("out").iterdir() if TOKEN.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.partial", "config.json.partial", "mergecore.json.partial"])
+def test_temporary_files_are_not_written_through_links(here: Path, name: str) -> None:
+    Path("out").mkdir()
+    Path("mine.txt").write_text("mine")
+    Path("out", name).symlink_to("../mine.txt")
+    merge("merge.yml", "out", workers=0)
+    assert Path("mine.txt").read_text() == "mine"
+    assert not [path for path in Path("out").iterdir() if path.is_symlink()]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "mergecore.json"])
+def test_links_in_a_folder_that_is_overwritten_are_replaced(here: Path, name: str) -> None:
+    Path("out").mkdir()
+    Path("mine.txt").write_text("mine")
+    Path("out", name).symlink_to("../mine.txt")
+    merge("merge.yml", "out", workers=0, overwrite=True)
+    assert Path("mine.txt").read_text() == "mine"
+    assert not Path("out", name).is_symlink()
+
+
 def test_names_on_a_malicious_hub_lead_nowhere(here: Path, hub) -> None:
     files = {"config.json": json.dumps(LLAMA).encode(), "model.safetensors": Path("a/model.safetensors").read_bytes()}
     hub.add(

@@ -250,7 +250,7 @@ def test_bombs_are_harmless(tmp_path: Path, pickled: bytes, what: str) -> None:
     began = time.monotonic()
     with pytest.raises(CheckpointError):
         read_pickled(path)
-    assert time.monotonic() - began < 10, what
+    assert time.monotonic() - began < 60, what  # a bomb that goes off takes for ever, however fast the machine is
 
 
 def test_a_description_too_long(tmp_path: Path, monkeypatch) -> None:

@@ -127,16 +127,10 @@ DTYPES = "bfloat16, float16, float32, float64"
             LINEAR + "parameters:\n  weight:\n  - filter: mlp\n    value: [1, y]\n",
             "merge.yml:9: weight: expected a number, found 'y'",
         ),
-        # not there yet
         (
             "merge_method: linear\nmodules:\n  default: {}\n",
             "merge.yml:3: there is nothing to merge in modules.default: neither `models` nor `slices` has entries",
         ),
-        (
-            "base_model: a\nexperts:\n- source_model: b\n",
-            "merge.yml:2: `experts`: mixture-of-experts assembly is not supported yet",
-        ),
-        ("merge_method: moe\n", "merge.yml:1: `merge_method`: mixture-of-experts assembly is not supported yet"),
     ],
 )
 def test_one_problem(complaints, text, message):

@@ -86,3 +86,12 @@ def test_a_device_that_is_named_twice(streams: list[Stream], monkeypatch: pytest
     assert [gpu.device for gpu in open_gpus("cuda:0")] == [DEVICE]
     with pytest.raises(RunError, match="--device: `cuda:0, cuda:0` names cuda:0 twice .hint: name each device once"):
         open_gpus("cuda:0, cuda:0")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so memory can be pinned")
+def test_host_memory_that_can_t_be_had(streams: list[Stream], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    with pytest.raises(
+        RunError, match="--memory: 16 MB for copies from and to cuda:0 can't be had: .* .hint: give a s"
+    ):
+        Gpu(DEVICE).host_memory(16_000_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_family import example_config, load_weights, same_bytes, write_family
+from small_mixtures import LARGE, QWEN3, write_mixtures
 from small_vocabularies import TEXTS, save_model, train
 from stand_in_device import StandIn
 from torch import Tensor
@@ -116,6 +118,16 @@ def test_rows_of_several_vocabularies(method: str, use, tmp_path: Path) -> None:
     want = on_the_cpu(config, tmp_path / "cpu")
     use(StandIn(delay_s=0.002))
     assert same_bytes(want, on_devices(config, tmp_path / "device"))
+
+
+@pytest.mark.parametrize("sizes", [DeviceSizes.within, tiny])
+@pytest.mark.parametrize(("base", "other"), [("base/", ""), ("base", "/")])
+def test_experts_in_two_layouts(sizes: Sizes, base: str, other: str, use, tmp_path: Path) -> None:
+    mixtures = write_mixtures(tmp_path, QWEN3, **LARGE)
+    config = example_config("ties", {"base": mixtures[base], "a": mixtures[f"a{other}"], "b": mixtures["b/"]})
+    want = on_the_cpu(config, tmp_path / "cpu")
+    use(StandIn(delay_s=0.002), choose_sizes=sizes)
+    assert same_bytes(want, on_devices(config, tmp_path / "device", memory="16MiB"))
 
 
 @pytest.mark.parametrize("sizes", [DeviceSizes.within, tiny])
@@ -243,13 +255,13 @@ def test_nonfinite_values(method: str, sizes: Sizes, family, use, tmp_path: Path
 def test_progress_and_report_count_every_byte(sizes: Sizes, family, use, tmp_path: Path) -> None:
     moved = [0, 0]
 
-    def count(read: int, written: int) -> None:
+    def add(read: int, written: int) -> None:
         moved[0] += read
         moved[1] += written
 
     use(StandIn(), choose_sizes=sizes)
     config = example_config("linear", family)
-    result = merge(config, tmp_path / "out", device="cuda", backend="torch", on_progress=count)
+    result = merge(config, tmp_path / "out", device="cuda", backend="torch", on_progress=add)
     assert moved == [result.report.read_bytes, result.report.written_bytes]
     assert result.report.read_bytes == result.plan.read_bytes
     assert result.report.written_bytes == sum(t.n_bytes for t in result.plan.tensors)
@@ -362,6 +374,82 @@ def test_frames_that_don_t_fit(family, use, tmp_path: Path) -> None:
     assert held[0] > 1_000_000 > held[-1]
 
 
+INJECTED = torch.cuda.OutOfMemoryError("injected")
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("nonfinite_counts", INJECTED),
+        ("measure_batch", INJECTED),
+        ("combine_batch", RuntimeError("Triton Error [CUDA]: out of memory")),
+    ],
+)
+def test_memory_that_runs_out_in_a_kernel(
+    name: str, error: Exception, family, use, tmp_path: Path, monkeypatch
+) -> None:
+    """At the first two calls, so that tiles are halved twice."""
+    config = example_config("ties", family)
+    want = on_the_cpu(config, tmp_path / "cpu")
+    kernel, calls = getattr(torch_ops, name), count()
+
+    def failing(*arguments: Any) -> Any:
+        if next(calls) < 2:
+            raise error
+        return kernel(*arguments)
+
+    monkeypatch.setattr(torch_ops, name, failing)
+    use(StandIn(delay_s=0.002))
+    result = merge(config, tmp_path / "out", device="cuda", backend="torch", device_memory="400MB", seed=3)
+    assert same_bytes(want, load_weights(tmp_path / "out"))
+    assert result.report.notes == ("cpu ran out of memory: merged on with smaller tiles",)
+
+
+@pytest.mark.parametrize("name", ["free_bytes", "copy_in", "copy_out", "computed"])
+def test_a_device_that_fails(name: str, family, use, tmp_path: Path) -> None:
+    """From one call on all calls fail, as after an error of CUDA. The CPU goes on with what is done."""
+    config = example_config("ties", family)
+    want = on_the_cpu(config, tmp_path / "cpu")
+    calls = count()
+    has_failed = threading.Event()
+
+    def fail(called: str) -> None:
+        if called == name and next(calls) == (0 if name == "free_bytes" else 1):
+            has_failed.set()
+        if has_failed.is_set():
+            raise RuntimeError("CUDA error: unspecified launch failure\nCompile with `TORCH_USE_CUDA_DSA`")
+
+    use(StandIn(on_call=fail), choose_sizes=tiny)
+    with pytest.raises(RunError) as caught:
+        on_devices(config, tmp_path / "out", memory="16MiB")
+    assert str(caught.value) == (
+        "--device: cpu failed: CUDA error: unspecified launch failure "
+        "(hint: what is done stays: give the same command again, or merge on the CPU)"
+    )
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+    assert same_bytes(want, on_the_cpu(config, tmp_path / "out"))
+
+
+def test_a_triton_that_can_t_compile(family, use, tmp_path: Path, monkeypatch) -> None:
+    def compile_(*_: Any) -> None:
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    monkeypatch.setattr(torch_ops, "combine_batch", compile_)
+    use(StandIn())
+    message = (
+        r"--backend: triton can't be used on cpu: Failed to find C compiler.* .hint: --backend torch merges without"
+    )
+    with pytest.raises(RunError, match=message):
+        on_devices(example_config("linear", family), tmp_path / "out")
+
+
+def test_a_defect_of_ours_is_not_taken_for_a_failure_of_the_device(family, use, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch_ops, "combine_batch", OutOfMemory.combine_batch)  # without the object it is called on
+    use(StandIn())
+    with pytest.raises(TypeError):
+        on_devices(example_config("linear", family), tmp_path / "out")
+
+
 def test_memory_that_is_never_enough(family, use, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(torch_ops, "combine_batch", OutOfMemory(most_elements=-1).combine_batch)
     use(StandIn())
@@ -446,6 +534,29 @@ def test_an_interrupted_merge_goes_on(method: str, family, use, tmp_path: Path) 
     assert result.report.kept_bytes > 0
     assert result.report.kept_bytes + result.report.written_bytes == sum(t.n_bytes for t in result.plan.tensors)
     assert same_bytes(want, load_weights(tmp_path / "out"))
+    assert manifest_tensors(tmp_path / "out") == manifest_tensors(tmp_path / "cpu")
+
+
+@pytest.mark.parametrize("first", ["cpu", "device"])
+@pytest.mark.parametrize("method", ["ties", "dare_ties"])
+def test_another_device_goes_on(first: str, method: str, family, use, tmp_path: Path) -> None:
+    config = example_config(method, family)
+    want = on_the_cpu(config, tmp_path / "cpu")
+    left = want["model.embed_tokens.weight"].nbytes  # the largest, which comes first
+
+    def interrupt(_: int, more: int) -> None:
+        nonlocal left
+        left -= more
+        if left < 0:
+            raise KeyboardInterrupt
+
+    use(StandIn(delay_s=0.002), choose_sizes=tiny)
+    begin, go_on = (on_the_cpu, on_devices) if first == "cpu" else (on_devices, on_the_cpu)
+    with pytest.raises(KeyboardInterrupt):
+        begin(config, tmp_path / "out", on_progress=interrupt)
+    kept: list[int] = []
+    assert same_bytes(want, go_on(config, tmp_path / "out", on_resume=lambda plan, n_bytes: kept.append(n_bytes)))
+    assert kept[0] >= want["model.embed_tokens.weight"].nbytes
     assert manifest_tensors(tmp_path / "out") == manifest_tensors(tmp_path / "cpu")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,30 @@ def test_a_killed_worker_is_told(make_model, tmp_path: Path, monkeypatch) -> Non
     with pytest.raises(RunError, match="a worker process ended before its work was done .hint: if the system ran out"):
         merge(source(make_model("a")), tmp_path / "out", workers=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_done_when_a_worker_is_killed_is_kept(make_model, tmp_path: Path, monkeypatch) -> None:
+    """As the system does when memory runs out: in the middle of a merge."""
+
+    class Killed(Processes):
+        def run(self, setup: Setup, jobs: Any, on_progress: Any) -> Any:
+            for outcome in super().run(setup, jobs, on_progress):
+                yield outcome
+                for process in self._processes:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+
+    config = source(make_model("a", n_layers=80), make_model("b", n_layers=80, seed=1))  # more jobs than are sent ahead
+    with monkeypatch.context() as patch:
+        patch.setattr(pools, "Processes", Killed)
+        with pytest.raises(RunError, match="a worker process ended before its work was done"):
+            merge(config, tmp_path / "out", workers=2)
+    result = merge(config, tmp_path / "out", workers=2)
+    assert result.report.kept_bytes > 0
+    assert result.report.written_bytes > 0
+    merge(config, tmp_path / "again", workers=0)
+    written, again = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "again"))
+    assert written == again
 
 
 def test_errors_of_workers_arrive_as_they_are(make_model, llama, tmp_path: Path) -> None:
