@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mergecore_kernels.torch_ops import reduction_tree
 from mergecore_kernels.torch_ops.reduction_tree import LANES, ROWS, TreeSums, adjacent_pair_tree
 from mergecore_kernels.torch_ops.tile import CHUNK
 from mergecore_kernels.torch_ops.workspace import Workspace
@@ -50,6 +51,47 @@ def test_equals_the_definition_bit_for_bit(workspace, n, dtype):
     values = torch.randn(n, generator=torch.Generator().manual_seed(n), dtype=dtype) ** 3
     want = [float(defined_sum((values * (i + 1)).numpy())) if n else 0.0 for i in range(2)]
     assert sums_of(values, workspace, 2) == want
+
+
+@pytest.mark.parametrize("einsum_rounds", [True, False])
+@pytest.mark.parametrize("n", [1, CHUNK, 2 * CHUNK, 2 * CHUNK - 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_products_are_rounded(workspace, monkeypatch, n, dtype, einsum_rounds):
+    if not einsum_rounds:
+        monkeypatch.setattr(reduction_tree, "_einsum_rounds_products", lambda: False)
+    generator = torch.Generator().manual_seed(n)
+    a, b = (torch.randn(n, generator=generator, dtype=dtype) ** 3 for _ in range(2))
+    sums = TreeSums(2, workspace)
+    sums.add_products(0, a, b)
+    sums.add_products(1, a, a)
+    sums.advance(n)
+    assert sums.totals() == [float(defined_sum((a * b).numpy())), float(defined_sum((a * a).numpy()))]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda a, b: (a.astype(np.float64) * b).reshape(-1, ROWS, LANES).sum(axis=1).astype(np.float32),
+        lambda a, b: np.add.reduce((a * b).reshape(-1, ROWS, LANES)[:, ::-1], axis=1),
+    ],
+    ids=["rounds once", "from the last row on"],
+)
+def test_another_einsum_is_not_used(monkeypatch, other):
+    monkeypatch.setattr(reduction_tree, "_add_rows_of_products", other)
+    reduction_tree._einsum_rounds_products.cache_clear()
+    try:
+        assert not reduction_tree._einsum_rounds_products()
+    finally:
+        reduction_tree._einsum_rounds_products.cache_clear()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_products_that_are_not_finite(workspace, value):
+    a = torch.full((CHUNK,), value)
+    sums = TreeSums(1, workspace)
+    sums.add_products(0, a, a)
+    sums.advance(CHUNK)
+    assert sums.totals() == [pytest.approx(value * value if value != 1e30 else float("inf"), nan_ok=True)]
 
 
 def test_chunks_beyond_the_last_lane_start_again_at_the_first(workspace):

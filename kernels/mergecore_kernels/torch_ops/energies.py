@@ -5,8 +5,6 @@ Source: Wan et al. 2024, arXiv:2408.07990 (SCE), the step "calculate".
 
 from __future__ import annotations
 
-import torch
-
 from mergecore_kernels.operations import Energies
 from mergecore_kernels.torch_ops.deltas import load_deltas
 from mergecore_kernels.torch_ops.reduction_tree import TreeSums
@@ -24,6 +22,6 @@ def energies(tiles: Tiles, spec: Energies, workspace: Workspace) -> list[float]:
             _, deltas = load_deltas(piece, workspace)
             select(deltas, spec.selection, piece.start, workspace)
             for i, delta in enumerate(deltas):
-                sums.add(i, torch.mul(delta, delta, out=delta))
+                sums.add_products(i, delta, delta)
             sums.advance(len(piece))
     return sums.totals() if sums else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from mergecore_kernels.operations import Gram
@@ -33,9 +32,8 @@ def gram(tiles: Tiles, spec: Gram, workspace: Workspace) -> list[list[float]]:
 def _add_products(tile: Tile, pairs: list[tuple[int, int]], sums: TreeSums, workspace: Workspace) -> None:
     n = len(tile)
     values = load_values(tile, workspace)
-    product = workspace.take("term", n, tile.compute)
     for index, (i, j) in enumerate(pairs):
-        sums.add(index, torch.mul(values[i], values[j], out=product))
+        sums.add_products(index, values[i], values[j])
     sums.advance(n)
 
 

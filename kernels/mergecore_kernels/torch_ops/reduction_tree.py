@@ -57,6 +57,15 @@ class TreeSums:
             for i, chunk in enumerate(values.numpy().reshape(-1, ROWS, LANES)):
                 self._lanes_numpy[self._pending + i, index] = np.add.reduce(chunk, axis=0)
 
+    def add_products(self, index: int, a: Tensor, b: Tensor) -> None:
+        """[n] the products a · b, each rounded, for the sum `index`."""
+        if self._lanes_numpy is None or a.numel() % CHUNK or a.dtype != torch.float32 or not _einsum_rounds_products():
+            self.add(index, torch.mul(a, b, out=self._workspace.take("product", a.numel(), a.dtype)))
+            return
+        with np.errstate(all="ignore"):
+            lanes = _add_rows_of_products(a.numpy(), b.numpy())
+        self._lanes_numpy[self._pending : self._pending + len(lanes), index] = lanes
+
     def advance(self, n: int) -> None:
         """All sums have been given their next n values."""
         self._pending += -(-n // CHUNK)
@@ -99,6 +108,22 @@ def adjacent_pair_tree(values: Values) -> Values:
     while values.shape[-1] > 1:
         values = values[..., 0::2] + values[..., 1::2]
     return values[..., 0]
+
+
+def _add_rows_of_products(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[chunks, LANES] in half the time that the products and their sums take one after the other."""
+    lanes: NDArray[np.float32] = np.einsum("crl,crl->cl", a.reshape(-1, ROWS, LANES), b.reshape(-1, ROWS, LANES))
+    return lanes
+
+
+@lru_cache(maxsize=1)
+def _einsum_rounds_products() -> bool:
+    """Whether numpy's einsum rounds each product, and adds row after row: it could be built to do otherwise."""
+    index = np.arange(PIECE, dtype=np.float32)
+    a, b = 2.0 ** (index * np.float32(0.618) % 24), 2.0 ** (index * np.float32(0.755) % 24)
+    a[::3] *= -1
+    products = torch.from_numpy(a * b).view(-1, ROWS, LANES)
+    return np.array_equal(_add_rows_of_products(a, b), torch.stack([add_rows(rows) for rows in products]).numpy())
 
 
 @lru_cache(maxsize=1)
