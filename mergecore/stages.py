@@ -13,8 +13,9 @@ from mergecore.checkpoint.location import OnDownload
 from mergecore.config.load import Source
 from mergecore.config.stages import Stage, load_stages
 from mergecore.output.folder import planned_model
-from mergecore.plan.build import build, draw_seed
+from mergecore.plan.build import draw_seed
 from mergecore.plan.plan import Plan
+from mergecore.planning import build_plan
 from mergecore.stream.journal import read_history
 
 
@@ -58,7 +59,7 @@ def plan_all(
     planned: dict[str | None, PlannedStage] = {}
     models: dict[str, Checkpoint] = {}
     for stage, folder in zip(stages, folders, strict=True):
-        plan = build(
+        plan = build_plan(
             stage.config,
             seed=one_seed,
             shard_bytes=shard_bytes,

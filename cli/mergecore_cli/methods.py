@@ -49,6 +49,9 @@ def _explain(method: Method) -> None:
 
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in method.doc.split("\n\n"))
     console.data(f"[bold]{method.name}[/bold]\n\n{escape(text)}\n")
+    if method.assembles:
+        console.data("Its config has `experts` in the place of models: `mergecore moe` takes it.")
+        return
     facts = Table(show_header=False, box=None, pad_edge=False)
     facts.add_row("paper", escape(method.paper))
     facts.add_row("models", _count(method))

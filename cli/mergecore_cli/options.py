@@ -19,6 +19,34 @@ def _verbose(value: int) -> None:
 
 
 ConfigFile = Annotated[Path, typer.Argument(help="The YAML config, as for mergekit.", metavar="CONFIG")]
+Out = Annotated[Path, typer.Argument(help="The folder to write the model to.", metavar="OUT")]
+Device = Annotated[
+    str | None,
+    typer.Option(show_default="cpu", help="Where to compute: cpu, cuda (all GPUs), cuda:1, or cuda:0,cuda:2."),
+]
+Cuda = Annotated[bool, typer.Option("--cuda/--no-cuda", help="The same as --device cuda.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", "-j", "--num-threads", min=0, show_default="one per core", help="Worker processes."),
+]
+Memory = Annotated[str, typer.Option(help="Memory for buffers, in all workers together.")]
+DeviceMemory = Annotated[
+    str | None, typer.Option(show_default="80 % of what is free", help="Memory to use on each GPU: 20GB.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the model in OUT.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+CopyTokenizer = Annotated[
+    bool,
+    typer.Option(
+        "--copy-tokenizer/--no-copy-tokenizer",
+        help="Copy the tokenizer's files to OUT. One that the config asks for is written anyhow.",
+    ),
+]
+WriteModelCard = Annotated[
+    bool, typer.Option("--write-model-card/--no-write-model-card", help="Write README.md to OUT.")
+]
+AllowNonfinite = Annotated[bool, typer.Option("--allow-nonfinite", help="Merge weights that are NaN or infinite.")]
+Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Go on with what an interrupted run left in OUT.")]
 Quiet = Annotated[bool, typer.Option("-q/ ", "--quiet/--no-quiet", callback=_quiet, help="Say nothing but errors.")]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, callback=_verbose, help="Tell more.")]
 Seed = Annotated[
@@ -55,6 +83,10 @@ KeepStages = Annotated[
         metavar="DIR", show_default="they are deleted",
     ),
 ]  # fmt: skip
+HiddenFlag = Annotated[bool, typer.Option(hidden=True)]
+"""An option of mergekit's that has nothing to do here: scripts that use it go on working."""
+HiddenText = Annotated[str | None, typer.Option(hidden=True)]
+"""The same with a value."""
 Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", help="A Python file with merge methods. Can be given several times.", metavar="FILE"),

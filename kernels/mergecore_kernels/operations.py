@@ -352,6 +352,25 @@ class TakeImportant:
 
 
 @dataclass(frozen=True, slots=True)
+class Perturbation:
+    """What is done to a run of elements x: scale · (x + noise · z), where z are standard normal random numbers."""
+
+    noise: float
+    scale: float
+    key: Key
+    """Of z, whose elements are counted from the start of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Perturb:
+    """The only input with a `Perturbation` of its own for each of its runs, which are of equal length."""
+
+    runs: tuple[Perturbation, ...]
+    elements: int
+    """Of each run."""
+
+
+@dataclass(frozen=True, slots=True)
 class TileFunction:
     """Whatever a torch function makes of the tiles, for methods that have no operation of their own.
 
@@ -373,6 +392,7 @@ Combine: TypeAlias = (
     | OverlapMean
     | NearSwap
     | TakeImportant
+    | Perturb
     | TileFunction
 )
 

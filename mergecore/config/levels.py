@@ -31,6 +31,8 @@ class Kind(Enum):
     TOKEN = "an entry of `tokens`"
     MODEL_TOKEN = "a token of a model"
     ZERO_TOKEN = "a row of zeros"
+    MIXTURE = "a config for a mixture of experts"
+    EXPERT = "an expert"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,16 @@ def walk(raw: RawMapping) -> Iterator[Level]:
     yield from _reference(raw, "tokenizer_source", ())
     if isinstance(raw.get("tokenizer"), Mapping):
         yield from _tokenizer(raw["tokenizer"], ("tokenizer",))
+
+
+def walk_mixture(raw: RawMapping) -> Iterator[Level]:
+    """The same of a config for a mixture of experts."""
+    yield Level(Kind.MIXTURE, (), raw)
+    yield from _reference(raw, "base_model", ())
+    for key in ("experts", "shared_experts"):
+        for path, expert in _entries(raw, key, ()):
+            yield Level(Kind.EXPERT, path, expert)
+            yield from _reference(expert, "source_model", path)
 
 
 def _models_and_slices(around: RawMapping, path: KeyPath, base: object) -> Iterator[Level]:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
 from mergecore import methods
 from mergecore.checkpoint.model_reference import ModelReference
-from mergecore.config import not_yet, positions, schema_errors, unknown_keys, value_types
-from mergecore.config.levels import RawMapping, walk
+from mergecore.config import mixture, positions, schema_errors, unknown_keys, value_types
+from mergecore.config.levels import RawMapping, walk, walk_mixture
+from mergecore.config.mixture import MixtureConfig
 from mergecore.config.origin import Finding, KeyPath, Origin, dotted
-from mergecore.config.schema import Config
+from mergecore.config.schema import Config, Document
 from mergecore.config.setting import shown
+from mergecore.config.unknown_keys import Unknown
 from mergecore.errors import ConfigError, Problem
 from mergecore.methods import Method
 
+D = TypeVar("D", bound=Document)
+AnyConfig: TypeAlias = Config | MixtureConfig
 MOST_BYTES = 16_000_000
 """No config is larger; a model that is named in its place is."""
 
@@ -27,11 +31,11 @@ Source: TypeAlias = str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """A YAML file, of which text is always the path; or what it would say, as a mapping, or as one per document."""
 
 
-def load(source: Source, *, strict: bool = False) -> Config:
+def load(source: Source, *, strict: bool = False) -> AnyConfig:
     """The one config in `source`.
 
-    What has no effect, such as a key that mergekit ignores, is listed in `Config.warnings`; if `strict`, it is an
-    error. Raises ConfigError with all problems and their lines.
+    What has no effect, such as a key that mergekit ignores, is listed in `warnings` of the config; if `strict`, it is
+    an error. Raises ConfigError with all problems and their lines.
     """
     config, *others = load_documents(source, strict=strict)
     if others:
@@ -40,21 +44,22 @@ def load(source: Source, *, strict: bool = False) -> Config:
     return config
 
 
-def load_documents(source: Source, *, strict: bool = False) -> tuple[Config, ...]:
+def load_documents(source: Source, *, strict: bool = False) -> tuple[AnyConfig, ...]:
     """The configs in `source`, one per document and at least one, in their order. Otherwise like `load`."""
-    origins = _origins(source)
-    configs: list[Config] = []
+    found = origins(source)
+    configs: list[AnyConfig] = []
     problems: list[Problem] = []
-    for origin in origins:
+    for origin in found:
         try:
-            configs.append(_load(origin, strict=strict, alone=len(origins) == 1))
+            configs.append(_load(origin, strict=strict, alone=len(found) == 1))
         except ConfigError as error:
             problems += error.problems
     ConfigError.raise_if_any(problems)
     return tuple(configs)
 
 
-def _origins(source: Source) -> tuple[Origin, ...]:
+def origins(source: Source) -> tuple[Origin, ...]:
+    """What the documents in `source` say, one at least, with the lines of their keys. Raises ConfigError."""
     if isinstance(source, str | Path):
         return positions.read(*_read(Path(source)))
     if isinstance(source, Mapping):
@@ -64,21 +69,52 @@ def _origins(source: Source) -> tuple[Origin, ...]:
     return tuple(_in_memory(mapping, f"config[{i}]") for i, mapping in enumerate(source))
 
 
-def _load(origin: Origin, *, strict: bool, alone: bool) -> Config:
+def _load(origin: Origin, *, strict: bool, alone: bool) -> AnyConfig:
     """The config of one document; `alone` says that there is no other."""
-    not_yet.refuse_assembly(origin)
+    if mixture.is_mixture(origin.raw):
+        return _load_mixture(origin, strict=strict, alone=alone)
     method = _method(origin.raw)
     levels = list(walk(origin.raw))
     unknown = list(unknown_keys.find(levels, method))
-    config, wrong = _validate(origin.raw)
-    meant: set[KeyPath] = {(*u.path[:-1], u.meant) for u in unknown if u.meant}
-    errors = [
-        *(u for u in unknown if u.meant),
-        *(f for f in wrong if f.path not in meant),
-        *_unknown_method(origin.raw),
-    ]
-    errors += [*_parts(origin.raw, meant), *_tokenizers(origin.raw)]
+    config, errors = _validate(Config, origin.raw, unknown)
+    errors += _unknown_method(origin.raw)
+    errors += [*_parts(origin.raw, _meant(unknown)), *_tokenizers(origin.raw)]
     errors += value_types.find(levels, method) if method else ()
+    return _checked(config, errors, unknown, origin, strict=strict, alone=alone)
+
+
+def _load_mixture(origin: Origin, *, strict: bool, alone: bool) -> MixtureConfig:
+    unknown = list(unknown_keys.find(walk_mixture(origin.raw), None))
+    config, errors = _validate(MixtureConfig, origin.raw, unknown)
+    errors += mixture.find(config) if config is not None and not errors else ()
+    return _checked(config, errors, unknown, origin, strict=strict, alone=alone)
+
+
+def _validate(kind: type[D], raw: RawMapping, unknown: Sequence[Unknown]) -> tuple[D | None, list[Finding]]:
+    """The document, if it has the right form, and what is wrong with it. Keys that are misspelt are not missing."""
+    errors: list[Finding] = [u for u in unknown if u.meant]
+    try:
+        return kind.model_validate(raw), errors
+    except ValidationError as error:
+        meant = _meant(unknown)
+        return None, [*errors, *(f for f in schema_errors.find(error) if f.path not in meant)]
+
+
+def _meant(unknown: Sequence[Unknown]) -> set[KeyPath]:
+    """The keys that others are nearly."""
+    return {(*u.path[:-1], u.meant) for u in unknown if u.meant}
+
+
+def _checked(
+    config: D | None,
+    errors: Sequence[Finding],
+    unknown: Sequence[Unknown],
+    origin: Origin,
+    *,
+    strict: bool,
+    alone: bool,
+) -> D:
+    """The config with its warnings. Raises ConfigError if there are errors."""
     warnings = [*(u for u in unknown if not u.meant), *_repeated(origin)]
     if alone and "name" in origin.raw:
         warnings.append(Finding(("name",), "`name` is for configs of several documents and has no effect here"))
@@ -101,13 +137,6 @@ def _unknown_method(raw: RawMapping) -> Iterator[Finding]:
     meant = unknown_keys.closest(name, methods.names())
     hint = f"did you mean `{meant}`?" if meant else f"the methods are: {', '.join(methods.names())}"
     yield Finding(("merge_method",), f"`{name}` is not a merge method", hint)
-
-
-def _validate(raw: RawMapping) -> tuple[Config | None, list[Finding]]:
-    try:
-        return Config.model_validate(raw), []
-    except ValidationError as error:
-        return None, list(schema_errors.find(error))
 
 
 def _parts(raw: RawMapping, meant: set[KeyPath]) -> Iterator[Finding]:
@@ -190,9 +219,17 @@ def _copy(value: Any, budget: Iterator[int], depth: int) -> Any:
     if next(budget, None) is None or depth > positions.DEEPEST:
         raise ConfigError.at("config", "too many values, or nested too deeply")
     if isinstance(value, Mapping):
-        return {key: _copy(one, budget, depth + 1) for key, one in value.items()}
+        return {_text(key): _copy(one, budget, depth + 1) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_copy(one, budget, depth + 1) for one in value]
     if isinstance(value, ModelReference):
         return value.as_yaml()
-    return str(value) if isinstance(value, Path) else value
+    return _text(str(value) if isinstance(value, Path) else value)
+
+
+def _text(value: Any) -> Any:
+    """The same. Raises ConfigError for text that could not be written."""
+    try:
+        return positions.whole_characters(value) if isinstance(value, str) else value
+    except UnicodeError:
+        raise ConfigError.at("config", f"{shown(value)} holds half of a character") from None

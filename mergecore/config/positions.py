@@ -140,7 +140,10 @@ class _Reader:
         if node.tag != TEXT_TAG and len(node.value) > LONGEST_NUMBER:  # which could take for ever to convert
             raise self._error(node, f"{shown(node.value)} is not a valid number")
         try:
-            return self._scalars.construct_object(node)
+            value = self._scalars.construct_object(node)
+            return whole_characters(value) if isinstance(value, str) else value
+        except UnicodeError:
+            raise self._error(node, f"{shown(node.value)} holds half of a character") from None
         except (yaml.YAMLError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             tag = _shown_tag(node)
             if isinstance(error, yaml.constructor.ConstructorError):
@@ -149,6 +152,11 @@ class _Reader:
 
     def _error(self, node: yaml.Node, what: str) -> Exception:
         return ConfigError.at(f"{self._path}:{_line(node)}", what)
+
+
+def whole_characters(text: str) -> str:
+    """With one character for each pair of escapes that JSON writes for it. Raises UnicodeError where one is alone."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 def _shown_tag(node: yaml.Node) -> str:

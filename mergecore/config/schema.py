@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 import yaml
 from pydantic import BeforeValidator, PlainValidator, PrivateAttr, TypeAdapter, ValidationError
@@ -18,6 +18,9 @@ from mergecore.config.part import Part, Reference
 from mergecore.config.setting import Setting, shown
 from mergecore.config.tokenizer import ChatTemplate, Tokenizer, VocabularySource
 from mergecore.errors import Problem
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DtypeName: TypeAlias = Literal["bfloat16", "float16", "float32", "float64"]
 DTYPES: tuple[str, ...] = get_args(DtypeName)
@@ -127,37 +130,15 @@ Modules: TypeAlias = Annotated[dict[str, ModuleBlock], BeforeValidator(lambda va
 """A mapping that may be left empty or out."""
 
 
-class Config(Part):
-    """A merge as it was asked for. Either `models` or `slices` or `modules` has entries."""
+class Document(Part):
+    """One document of a YAML file, whatever it describes."""
 
     name: StageName | None = None
-    """What the other documents of the file call this merge's output."""
-    merge_method: str
-    """The name of a known method."""
-    models: Entries[ModelEntry] = ()
-    """The models, if all their layers are merged."""
-    slices: Entries[OutputSlice] = ()
-    """The slices of the output from first to last, if layers are chosen."""
-    modules: Modules = {}
-    """How each module is merged, if that differs; what isn't among them is not written."""
-    base_model: Reference | None = None
-    """The model that the others were made from."""
-    parameters: Settings = {}
-    """Settings for all models and tensors, where nothing more specific has a say."""
-    dtype: Dtype | None = None
-    """The type that the inputs have after loading; None: the one they are stored in."""
-    out_dtype: Dtype | None = None
-    """The type of the tensors that are written; None: `dtype`, or else the one that the inputs have in common."""
-    tokenizer_source: VocabularySource | None = None
-    """The older form of `tokenizer`, with a source and nothing else."""
-    tokenizer: Tokenizer | None = None
-    """How the vocabularies become one; None: the tokenizer of the base, or else of the first model, is copied."""
-    chat_template: ChatTemplate = None
-    """The name of a template, or the template itself; None: the tokenizer keeps its own."""
+    """What the other documents of the file call its output."""
 
     _origin: Origin = PrivateAttr(default_factory=Origin)
 
-    def with_origin(self, origin: Origin) -> Config:
+    def with_origin(self, origin: Origin) -> Self:
         """This config, with its lines and warnings."""
         config = self.model_copy()
         config._origin = origin
@@ -197,6 +178,33 @@ class Config(Part):
         found = _plain(self)
         assert isinstance(found, dict)
         return found
+
+
+class Config(Document):
+    """A merge as it was asked for. Either `models` or `slices` or `modules` has entries."""
+
+    merge_method: str
+    """The name of a known method."""
+    models: Entries[ModelEntry] = ()
+    """The models, if all their layers are merged."""
+    slices: Entries[OutputSlice] = ()
+    """The slices of the output from first to last, if layers are chosen."""
+    modules: Modules = {}
+    """How each module is merged, if that differs; what isn't among them is not written."""
+    base_model: Reference | None = None
+    """The model that the others were made from."""
+    parameters: Settings = {}
+    """Settings for all models and tensors, where nothing more specific has a say."""
+    dtype: Dtype | None = None
+    """The type that the inputs have after loading; None: the one they are stored in."""
+    out_dtype: Dtype | None = None
+    """The type of the tensors that are written; None: `dtype`, or else the one that the inputs have in common."""
+    tokenizer_source: VocabularySource | None = None
+    """The older form of `tokenizer`, with a source and nothing else."""
+    tokenizer: Tokenizer | None = None
+    """How the vocabularies become one; None: the tokenizer of the base, or else of the first model, is copied."""
+    chat_template: ChatTemplate = None
+    """The name of a template, or the template itself; None: the tokenizer keeps its own."""
 
 
 def _plain(value: Any) -> Any:

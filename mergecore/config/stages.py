@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergecore.checkpoint.model_reference import ModelReference
-from mergecore.config.load import Source, load_documents
+from mergecore.config.load import AnyConfig, Source, load_documents
 from mergecore.config.origin import KeyPath
 from mergecore.config.part import Part
-from mergecore.config.schema import Config
+from mergecore.config.schema import Document
 from mergecore.errors import ConfigError, Problem
 
 
@@ -18,7 +18,7 @@ from mergecore.errors import ConfigError, Problem
 class Stage:
     """One document, and how it depends on the others."""
 
-    config: Config
+    config: AnyConfig
     inputs: Mapping[str, KeyPath]
     """The names of the stages whose output it takes, each with the key in this document that first says so."""
     is_result: bool
@@ -42,8 +42,8 @@ def load_stages(source: Source, *, strict: bool = False) -> tuple[Stage, ...]:
     return tuple(_ordered(stages))
 
 
-def _repeated_names(configs: Sequence[Config]) -> Iterator[Problem]:
-    first: dict[str | None, Config] = {}
+def _repeated_names(configs: Sequence[Document]) -> Iterator[Problem]:
+    first: dict[str | None, Document] = {}
     for config in configs:
         earlier = first.setdefault(config.name, config)
         if earlier is config:
@@ -59,7 +59,7 @@ def _repeated_names(configs: Sequence[Config]) -> Iterator[Problem]:
             )
 
 
-def _inputs(config: Config, names: set[str]) -> dict[str, KeyPath]:
+def _inputs(config: Document, names: set[str]) -> dict[str, KeyPath]:
     """The stages that a document takes the output of, each with the key that first names it."""
     found: dict[str, KeyPath] = {}
     for reference, path in _references(config, ()):

@@ -28,6 +28,11 @@ KNOWN = {
     Kind.TOKEN: ("source", "force"),
     Kind.MODEL_TOKEN: ("kind", "model", "token", "token_id"),
     Kind.ZERO_TOKEN: ("kind",),
+    Kind.MIXTURE: (
+        "merge_method", "base_model", "experts", "shared_experts", "gate_mode", "experts_per_token", "architecture",
+        "dtype", "expert_layout", "name",
+    ),
+    Kind.EXPERT: ("source_model", "positive_prompts", "negative_prompts", "noise_scale", "residual_scale"),
 }  # fmt: skip
 """The keys of each kind of mapping. Those of `parameters` are the method's parameters."""
 
@@ -36,6 +41,11 @@ WITHOUT_EFFECT = {
     (Kind.MODEL, "layer_range"): "to choose layers, write `slices` with `sources` instead of `models`",
     (Kind.CONFIG, "input_model_parameters"): "write the `parameters` of a model in its entry",
     (Kind.CONFIG, "pad_to_multiple_of"): "it belongs under `tokenizer`",
+    (Kind.MIXTURE, "models"): "the models of a mixture are its `experts`",
+    (Kind.MIXTURE, "slices"): "all layers of a mixture have the same experts",
+    (Kind.MIXTURE, "tokenizer"): "the tokenizer is that of the base model",
+    (Kind.MIXTURE, "tokenizer_source"): "the tokenizer is that of the base model",
+    (Kind.MIXTURE, "out_dtype"): "`dtype` is the type of the tensors that are written",
 }
 """Keys that are seen in real configs, and what to do about them."""
 

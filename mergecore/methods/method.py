@@ -133,6 +133,10 @@ class Method:
     survey: Callable[[Sequence[tuple[Any, Target]]], Survey] | None
     """For methods that have to know something of the whole model: from the parameters and targets of its tensors."""
     example: Params
+    assembles: bool = False
+    """Whether it is for configs of another grammar, with `experts` in the place of models, and not to be chosen by its
+    name.
+    """
 
     @property
     def doc(self) -> str:

@@ -28,6 +28,7 @@ def method(
     random: bool = False,
     whole_rows: bool = False,
     survey: Callable[[Sequence[tuple[Any, Target]]], Survey] | None = None,
+    assembles: bool = False,
 ) -> Callable[[Callable[[Any, Target], Recipe | Combine]], Callable[[Any, Target], Recipe | Combine]]:
     """Register a recipe as the merge method `name`. The arguments are the fields of `Method`."""
 
@@ -49,6 +50,7 @@ def method(
             whole_rows=whole_rows,
             survey=survey,
             example=example,
+            assembles=assembles,
         )
         return recipe
 
@@ -62,8 +64,8 @@ def forget(module: str) -> None:
 
 
 def names() -> list[str]:
-    """All known methods, sorted."""
-    return sorted(_METHODS)
+    """All methods that a config can choose, sorted."""
+    return sorted(name for name, found in _METHODS.items() if not found.assembles)
 
 
 def get(name: str, where: str = "") -> Method:

@@ -7,28 +7,26 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from mergecore import methods
-from mergecore.checkpoint.adapter import with_adapter
 from mergecore.checkpoint.architecture import Architecture
-from mergecore.checkpoint.checkpoint import Checkpoint, local_folder, open_checkpoint
+from mergecore.checkpoint.checkpoint import Checkpoint
 from mergecore.checkpoint.dtypes import Dtype
 from mergecore.checkpoint.inference import infer, is_inferred
-from mergecore.checkpoint.location import OnDownload, locate, locate_adapter
+from mergecore.checkpoint.location import OnDownload
 from mergecore.checkpoint.model_reference import ModelReference
 from mergecore.checkpoint.recognition import ALL, RAW, TENSORS, is_raw, raw, recognize
 from mergecore.checkpoint.weight_files import written_stem
 from mergecore.config.schema import Config
-from mergecore.errors import MergeError, PlanError, Problem
+from mergecore.errors import PlanError, some_of
 from mergecore.methods import Method
 from mergecore.plan.embeddings import Embeddings, size_settings, vocabulary_sizes
+from mergecore.plan.experts import in_one_layout
 from mergecore.plan.layers import layers_of_output
+from mergecore.plan.models import NO_STAGES, open_models
 from mergecore.plan.plan import Model, OutputTensor, Plan
-from mergecore.plan.problems import together
+from mergecore.plan.problems import first_problems
 from mergecore.plan.quantized import quantization_problems
 from mergecore.plan.ranges import range_notes, range_problems
 from mergecore.plan.shards import assign_shards
@@ -37,13 +35,11 @@ from mergecore.plan.tensors import TensorPlanner
 from mergecore.tokenizer import vocabulary
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
-NO_STAGES: Mapping[str, Checkpoint] = MappingProxyType({})
-_MOST_PROBLEMS = 20
 _SEED_BITS = 32
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
+def without_collector() -> Iterator[None]:
     """A plan is made of up to millions of objects, none of them in a cycle: Python's search for cycles among them,
     again and again while they are made, would take as long as the rest.
     """
@@ -56,7 +52,7 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-@_without_collector()
+@without_collector()
 def build(
     config: Config,
     *,
@@ -78,10 +74,11 @@ def build(
     Raises MergeError with all problems there are.
     """
     method = methods.get(config.merge_method, config.where("merge_method"))
-    models = _open(config, stages, on_download)
+    models = open_models(referenced(config), config.folder, stages, on_download)
     names = [str(reference) for reference in models]
     PlanError.raise_if_any(quantization_problems(zip(names, models.values(), strict=True)))
     donor = _donor(config, models)
+    models, layout_notes = in_one_layout(models, donor)
     architecture = _architecture(config, list(models.values()), names, donor, allow_crimes, tensors)
     if architecture.name != RAW:
         architecture = architecture.fitted(list(models.values()))
@@ -104,7 +101,7 @@ def build(
         embeddings=embeddings,
     )
     unplaced = planner.tensors(stacks)
-    PlanError.raise_if_any(_first(list(together(planner.problems))))
+    PlanError.raise_if_any(first_problems(planner.problems))
     PlanError.raise_if_any(range_problems(config.where(), unplaced))
     placed, shards = assign_shards(unplaced, shard_bytes, written_stem(donor_config))
     layers, layer_notes = layers_of_output(stacks, list(models.values()), donor)
@@ -123,7 +120,7 @@ def build(
         tokenizer=made.files,
         vocabulary=made.vocabulary,
         vocabulary_settings=_vocabulary_settings(architecture, donor_config, embeddings),
-        dtype=_most_common_dtype(placed),
+        dtype=most_common_dtype(placed),
         has_head=_has_head(stacks, placed),
         tensors=placed,
         shards=shards,
@@ -132,6 +129,7 @@ def build(
         notes=(
             *map(str, config.warnings),
             *_notes(architecture, stacks),
+            *layout_notes,
             *layer_notes,
             *_base_notes(planner),
             *range_notes(config.where(), placed),
@@ -146,39 +144,6 @@ def build(
 def draw_seed() -> int:
     """A seed for the methods with random numbers."""
     return secrets.randbits(_SEED_BITS)
-
-
-def _open(
-    config: Config, stages: Mapping[str, Checkpoint], on_download: OnDownload
-) -> dict[ModelReference, Checkpoint]:
-    """All models, in the order of the config."""
-    folder = config.path.parent if config.path else None
-    models: dict[ModelReference, Checkpoint] = {}
-    errors: list[MergeError] = []
-    for reference, where in referenced(config).items():
-        try:
-            models[reference] = _open_one(reference, folder, where, stages, on_download)
-        except MergeError as error:
-            errors.append(error)
-    if errors:
-        raise type(errors[0])(*(problem for error in errors for problem in error.problems))
-    return models
-
-
-def _open_one(
-    reference: ModelReference,
-    folder: Path | None,
-    where: str,
-    stages: Mapping[str, Checkpoint],
-    on_download: OnDownload,
-) -> Checkpoint:
-    model = stages.get(reference.path) or open_checkpoint(locate(reference, folder, where=where), on_download)
-    adapter = locate_adapter(reference, folder, where=where)
-    if adapter is not None:
-        model = with_adapter(model, local_folder(adapter, on_download))
-    if reference.override_architecture is None:
-        return model
-    return replace(model, config={**model.config, "architectures": [reference.override_architecture]})
 
 
 def _donor(config: Config, models: Mapping[ModelReference, Checkpoint]) -> int:
@@ -236,7 +201,8 @@ def _is_surveyed(method: Method, tensors: Sequence[OutputTensor]) -> bool:
     return next(looks, None) is not None
 
 
-def _most_common_dtype(tensors: Sequence[OutputTensor]) -> Dtype:
+def most_common_dtype(tensors: Sequence[OutputTensor]) -> Dtype:
+    """Of floating point; float32 if there is none."""
     bytes_of: Counter[Dtype] = Counter()
     for tensor in tensors:
         if tensor.dtype.is_floating:
@@ -251,21 +217,12 @@ def _has_head(stacks: Sequence[Stack], tensors: Sequence[OutputTensor]) -> bool 
     return None if not heads else any(tensor.name in heads for tensor in tensors)
 
 
-def _first(problems: Sequence[Problem]) -> list[Problem]:
-    """Not more than a screenful."""
-    shown = list(problems[:_MOST_PROBLEMS])
-    if len(problems) > len(shown):
-        shown.append(Problem("", f"... and {len(problems) - len(shown)} more problems like these"))
-    return shown
-
-
 def _notes(architecture: Architecture, stacks: Sequence[Stack]) -> list[str]:
     notes = list(architecture.notes)
     if architecture.extra:
-        names = ", ".join(architecture.extra[:3]) + (", ..." if len(architecture.extra) > 3 else "")
         notes.append(
             f"{len(architecture.extra)} kinds of tensors are not part of a {architecture.name} and are merged "
-            f"like the others: {names}"
+            f"like the others: {some_of(architecture.extra)}"
         )
     written = [stack.module for stack in stacks]
     left_out = [module.name for module in architecture.modules if module not in written]
@@ -291,10 +248,9 @@ def _base_notes(planner: TensorPlanner) -> list[str]:
     found = planner.left_as_base
     if not found:
         return []
-    names = ", ".join(found[:3]) + (", ..." if len(found) > 3 else "")
     return [
         f"fewer than {planner.method.models[0]} models have {len(found)} optional tensors, which are copied from the "
-        f"base: {names}"
+        f"base: {some_of(found)}"
     ]
 
 

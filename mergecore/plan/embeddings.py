@@ -11,10 +11,22 @@ import numpy as np
 from mergecore.checkpoint.architecture import Architecture, Module, Weight, first_key, look_up
 from mergecore.checkpoint.checkpoint import Checkpoint
 from mergecore.checkpoint.gathered_rows import MEAN, GatheredRows, Stored
+from mergecore.checkpoint.recognition import is_raw, recognize
 from mergecore.checkpoint.safetensors_file import TensorRef
 from mergecore.errors import PlanError
 from mergecore.plan.plan import Input
 from mergecore.tokenizer.vocabulary import Vocabulary
+
+
+def vocabulary_tables(model: Checkpoint) -> list[str]:
+    """The names of a model's tensors that are known to have a row for each token."""
+    if is_raw(model):
+        return []
+    modules = recognize(model).modules
+    weights = [(module, weight) for module in modules for weight in (*module.before, *module.after)]
+    tables = [(module, weight) for module, weight in weights if weight.vocabulary_axis is not None]
+    names = dict.fromkeys(name for module, weight in tables for name in module.loose_names(weight, model))
+    return [name for name in names if name in model.tensors]
 
 
 def vocabulary_sizes(architecture: Architecture, models: Iterable[Checkpoint], where: str) -> list[int]:

@@ -7,16 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergecore.checkpoint.dtypes import Dtype
 from mergecore.checkpoint.gathered_rows import GatheredRows, Stored
+from mergecore.checkpoint.inline_tensor import InlineTensor
+from mergecore.checkpoint.joined_tensors import JoinedTensors
 from mergecore.checkpoint.location import Download
 from mergecore.checkpoint.low_rank import LowRank
 from mergecore.checkpoint.safetensors_file import TensorRef
 from mergecore.checkpoint.tokenizer_files import TokenizerFiles
 from mergecore.methods import Params, Target
-from mergecore.tokenizer.vocabulary import Vocabulary
+
+if TYPE_CHECKING:  # workers, which have no need of these, would load them
+    from mergecore.plan.gates import Gates
+    from mergecore.tokenizer.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ class Input:
 
     def within(self, start: int, stop: int) -> Input:
         """What is needed of it for the elements [start, stop)."""
-        if not isinstance(self.tensor, GatheredRows):
+        if not isinstance(self.tensor, GatheredRows | JoinedTensors):
             return self
         return replace(self, tensor=self.tensor.within(start, stop))
 
@@ -103,12 +108,12 @@ class OutputTensor:
     @property
     def on_disk(self) -> tuple[TensorRef, ...]:
         """All that these lie in."""
-        parts = (t.parts if isinstance(t, GatheredRows) else (t,) for t in self.stored)
-        return (*(part for of_one in parts for part in of_one), *self.factors)
+        in_files = (tensor for tensor in self.stored if not isinstance(tensor, InlineTensor))
+        return (*(part for tensor in in_files for part in tensor.parts), *self.factors)
 
     def within(self, start: int, stop: int) -> OutputTensor:
-        """What a worker needs of it for the elements [start, stop): not all of a large map of rows."""
-        if all(isinstance(tensor, TensorRef) for tensor in self.stored):
+        """What a worker needs of it for the elements [start, stop): not all rows or parts of a large one."""
+        if not any(isinstance(tensor, GatheredRows | JoinedTensors) for tensor in self.stored):
             return self
         inputs = tuple(input_.within(start, stop) for input_ in self.inputs)
         return replace(self, inputs=inputs, base=None if self.base is None else self.base.within(start, stop))
@@ -205,6 +210,8 @@ class Plan:
     """Of the stage, in a config of several."""
     before: tuple[Plan, ...] = ()
     """The stages that this one needs, each after those that it needs itself."""
+    gates: Gates | None = None
+    """What is computed before the first tensor is written; None where this is no mixture of experts."""
 
     @property
     def read_bytes(self) -> int:
@@ -232,4 +239,6 @@ class Plan:
     def digest(self) -> str:
         """Names this merge: a hash of all that decides the bytes written."""
         parts: Sequence[object] = (self.tensors, [(s.name, s.n_bytes) for s in self.shards], self.seed)
+        if self.gates is not None:
+            parts = (*parts, self.gates)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -10,6 +10,8 @@ from mergecore.errors import Problem
 
 _FEW = 3
 """So many problems are each told by themselves."""
+_MOST = 20
+"""That are told at all: a screenful."""
 _TENSOR = re.compile(r"`[^`]*\.[^`]*`")
 
 
@@ -25,3 +27,12 @@ def together(found: Iterable[tuple[str, Problem]]) -> Iterator[Problem]:
         else:
             (_, first), (second, _), (third, _), *others = group
             yield replace(first, what=f"{first.what}; likewise for `{second}`, `{third}` and {len(others)} more")
+
+
+def first_problems(found: Iterable[tuple[str, Problem]]) -> list[Problem]:
+    """The same, and how many there are beyond a screenful."""
+    problems = list(together(found))
+    if len(problems) > _MOST:
+        more = Problem("", f"... and {len(problems) - _MOST} more problems like these")
+        problems = [*problems[:_MOST], more]
+    return problems

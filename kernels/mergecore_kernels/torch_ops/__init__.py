@@ -27,6 +27,7 @@ from mergecore_kernels.operations import (
     NearSwap,
     OverlapCounts,
     OverlapMean,
+    Perturb,
     SelectiveConsensus,
     TakeImportant,
     TileFunction,
@@ -47,6 +48,7 @@ from mergecore_kernels.torch_ops.nearswap import nearswap
 from mergecore_kernels.torch_ops.nonfinite import count_nonfinite, count_nonfinite_batch, nonfinite_counts
 from mergecore_kernels.torch_ops.order_statistics import kth_magnitudes
 from mergecore_kernels.torch_ops.overlaps import overlap_counts, overlap_mean
+from mergecore_kernels.torch_ops.perturb import perturb
 from mergecore_kernels.torch_ops.selective_consensus import selective_consensus
 from mergecore_kernels.torch_ops.tile import CHUNK, Tile, Tiles
 from mergecore_kernels.torch_ops.tile_function import tile_function
@@ -91,6 +93,7 @@ _COMBINES: dict[type, Any] = {
     OverlapMean: overlap_mean,
     NearSwap: nearswap,
     TakeImportant: take_important,
+    Perturb: perturb,
     TileFunction: tile_function,
 }
 

@@ -8,7 +8,7 @@ layout (number and dtypes of inputs, base and output; alignment) share a launch.
 wait; `measure_batch` makes it wait once, if all tiles are in lists; twice where magnitudes are counted.
 
 Kernels compute in float32. Jobs with a float64 tensor among their inputs go to the torch twin, on the same device: such
-models are rare, and each kernel would need a second form.
+models are rare, and each kernel would need a second form. So does `Perturb`, which no merge method uses.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from mergecore_kernels.operations import (
     NearSwap,
     OverlapCounts,
     OverlapMean,
+    Perturb,
     SelectiveConsensus,
     TakeImportant,
     TileFunction,
@@ -141,7 +142,7 @@ def combine_batch(jobs: Sequence[tuple[Combine, Tile, Tensor]], workspace: Works
     """Write the output tiles of all jobs, in as few launches as their kinds need."""
     by_type: dict[type, list[tuple[Any, Tile, Tensor]]] = {}
     for spec, tile, out in jobs:
-        if isinstance(spec, TileFunction) or tile.compute == torch.float64:
+        if isinstance(spec, TileFunction | Perturb) or tile.compute == torch.float64:
             torch_ops.combine(spec, tile, out, workspace)
         else:
             by_type.setdefault(type(spec), []).append((spec, tile, out))

@@ -26,8 +26,6 @@ from mergecore_kernels.torch_ops.tile import Tile
 
 BLOCK = 2048
 """Elements of a program of an element-wise kernel: 8 per thread, which is 128 bits of a 16-bit dtype."""
-FIXED_COLUMNS = 4
-"""Columns of `rows` before those of the inputs."""
 ALIGNMENT = 16
 """Bytes: what a 128-bit load or store needs."""
 DTYPES = {
