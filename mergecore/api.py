@@ -12,9 +12,10 @@ from mergecore.checkpoint.recognition import ALL
 from mergecore.config.load import Source, load
 from mergecore.errors import ConfigError
 from mergecore.methods import plugins as plugin_files
+from mergecore.moe.routers import with_routers
 from mergecore.output.folder import check_folder, finish_folder, is_finished, leave_folder, start_folder
-from mergecore.plan.build import build
 from mergecore.plan.plan import Plan
+from mergecore.planning import build_plan
 from mergecore.prediction.predict import Prediction, can_predict, predict
 from mergecore.sizes import parse_size
 from mergecore.stages import PlannedStage, discard_all, discard_empty, discard_unneeded, left_to_do, plan_all
@@ -70,7 +71,7 @@ def plan(
     """
     plugin_files.load(plugins)
     loaded = load(config, strict=strict)
-    return build(
+    return build_plan(
         loaded,
         seed=seed,
         shard_bytes=parse_size(shard_size, "shard_size"),
@@ -128,6 +129,7 @@ def merge(
     device: str = "cpu",
     backend: str = "auto",
     workers: int | None = None,
+    pool: Pool | None = None,
     memory: str | int = DEFAULT_MEMORY,
     device_memory: str | int | None = None,
     shard_size: str | int = DEFAULT_SHARD_SIZE,
@@ -150,46 +152,54 @@ def merge(
     on_restart: Callable[[Path, str], None] = lambda folder, reason: None,
     on_left: Callable[[Path], None] = lambda folder: None,
     on_prediction: Callable[[Prediction], None] = lambda prediction: None,
+    on_gates: Callable[[int, int], None] = lambda done, total: None,
 ) -> Result:
-    """Merge models into the folder `out`.
+    """Merge models into the folder `out`, or assemble a mixture of experts, if the config has `experts`.
 
     `config` is the path of a YAML file, or its content as a mapping; how several stages are merged, and what
     `keep_stages` does, see `plan_stages`. `device` is named as in torch: cpu, or GPUs, which share the work
     (`cuda`: all of them; `cuda:0,cuda:2`: two; `xpu` likewise). `backend` is torch, triton (on a GPU), or auto, which
     takes triton where it can. On the CPU `workers` processes (None: one per core; 0: this process) share the work and
     `memory` bytes of buffers; for each GPU as many threads read (None: up to 8), its buffers in host memory are within
-    `memory`, and `device_memory` bytes of its own memory are used (None: 80 % of what is free). `seed` repeats a merge
-    that has random numbers. `plugins` are Python files with merge methods. `on_download` is called before files of a
-    model on the Hub are downloaded, `on_plan` for each stage before the first weight is read, `on_progress` with the
-    bytes read and written since its last call.
+    `memory`, and `device_memory` bytes of its own memory are used (None: 80 % of what is free). `pool` are processes
+    that `start_pool(workers)` began before and that load torch meanwhile; they can do several merges, and whoever began
+    them closes them. `seed` repeats a merge that has random numbers. `plugins` are Python files with merge methods.
+    `on_download` is called before files of a model on the Hub are downloaded, `on_plan` for each stage before the first
+    weight is read, `on_progress` with the bytes read and written since its last call.
 
     A merge that was interrupted or failed leaves what is done in its folder, which `on_left` is told; the same call
     goes on from there. `on_resume` is told for each stage how many bytes are there, `on_restart` why a folder must be
     begun anew: config, seed, an input or the version has changed. Without `resume` nothing is taken from earlier runs.
-    `on_prediction` is told how long a long merge on the CPU will take, from a sample of it.
+    `on_prediction` is told how long a long merge on the CPU will take, from a sample of it. Where a mixture of experts
+    has gates that are found by running its base model, `on_gates` is told how many of how many layers were run.
 
     Raises MergeError: PlanError and ConfigError before anything is written, RunError and CheckpointError after that.
     """
     chosen = choose_backend(backend, device)
     on_cpu = device.partition(":")[0] == "cpu"
-    count = _workers(workers) if on_cpu else 1
     memory_bytes = parse_size(memory, "memory")
     device_bytes = _device_bytes(device_memory, on_cpu)
-    # The processes load torch while this one plans.
-    pool = start_pool(count) if on_cpu else _start_devices(device, device_bytes, readers=workers)
+    # The processes of a new pool load torch while this one plans.
+    doing = pool or (start_pool(workers) if on_cpu else _start_devices(device, device_bytes, readers=workers))
+    count = doing.workers
 
     options = {"shard_size": shard_size, "allow_crimes": allow_crimes, "tensors": tensors}
 
     def carry_out(stage: PlannedStage, journal: Journal) -> Report:
+        is_new = not journal.has_work
+        notes: tuple[str, ...] = ()
+        if stage.plan.gates is not None:
+            plan, notes = with_routers(stage.plan, journal, device, on_gates)
+            stage = replace(stage, plan=plan)
         expected = None
-        if on_cpu and not journal.has_work and stage.plan.passes_bytes + stage.plan.write_bytes > _LONG_BYTES:
-            expected = _predicted(stage.plan, stage.folder, pool, max(count, 1), memory_bytes, chosen)
+        if on_cpu and is_new and stage.plan.passes_bytes + stage.plan.write_bytes > _LONG_BYTES:
+            expected = _predicted(stage.plan, stage.folder, doing, max(count, 1), memory_bytes, chosen)
         if expected is not None:
             on_prediction(expected)
         report = execute(
             stage.plan,
             stage.folder,
-            pool,
+            doing,
             workers=count,
             backend=chosen,
             memory_bytes=memory_bytes,
@@ -198,6 +208,7 @@ def merge(
             on_resume=lambda n_bytes: on_resume(stage.plan, n_bytes),
             journal=journal,
         )
+        report = replace(report, notes=(*notes, *report.notes))
         if expected is not None:
             report = replace(report, predicted_seconds=round(expected.running_s, 1))
         finish_folder(
@@ -236,7 +247,8 @@ def merge(
         results = [Result(s.plan, (kept | reports)[s.plan.name], s.folder, s.stays) for s in stages]
         return replace(results[-1], stages=tuple(results[:-1]))
     finally:
-        pool.close()
+        if doing is not pool:
+            doing.close()
 
 
 def predict_time(
@@ -277,15 +289,18 @@ def verify(
     workers: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
     device_memory: str | int | None = None,
+    plugins: Sequence[str | Path] = (),
     on_begin: Callable[[int], None] = lambda n_bytes: None,
     on_progress: Callable[[int], None] = lambda n_bytes: None,
 ) -> Verification:
-    """Compare a folder that `merge` wrote with its manifest: files, headers, and the hash of every tensor.
+    """Compare a folder that was written, a model or an adapter, with its manifest: files, headers, and the hash of every tensor.
 
     The share `recompute` of its bytes, a sample of tensors drawn at random, is merged again from the inputs and
-    compared bit for bit; the other arguments say on what, as for `merge`. `on_begin` is told the bytes that are hashed,
-    `on_progress` those of each tensor. Raises CheckpointError if there is no manifest that can be read.
+    compared bit for bit; the other arguments say on what, as for `merge`. The plug-ins that a manifest names are not
+    run unless they are among `plugins`. `on_begin` is told the bytes that are hashed, `on_progress` those of each
+    tensor. Raises CheckpointError if there is no manifest that can be read.
     """
+    plugin_files.load(plugins)
     chosen = choose_backend(backend, device)
     on_cpu = device.partition(":")[0] == "cpu"
     count = _workers(workers) if on_cpu else 1

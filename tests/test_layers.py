@@ -13,8 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = ["errors", "checkpoint", "methods", "config", "tokenizer", "plan", "stream", "output"]
 """Of mergecore: each imports only from those before it, and from the kernels."""
-ABOVE = {"sizes", "stages", "in_memory", "prediction", "evaluation", "diagnostics", "verification", "api", "__init__"}
-"""Modules of mergecore that stand beside or above the layers."""
+ABOVE = [
+    "sizes", "torch_device", "in_memory", "adapters", "evaluation", "moe", "planning", "stages", "prediction",
+    "verification", "api", "release", "diagnostics", "__init__",
+]  # fmt: skip
+"""What uses the layers: each imports from those before it, too."""
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -33,13 +36,12 @@ def modules(folder: str) -> list[Path]:
 @pytest.mark.parametrize("path", modules("mergecore"), ids=lambda path: str(path.relative_to(ROOT)))
 def test_mergecore_imports_only_from_lower_layers(path: Path) -> None:
     here = path.relative_to(ROOT / "mergecore").parts[0].removesuffix(".py")
-    assert here in LAYERS or here in ABOVE
+    order = [*LAYERS, *ABOVE]
     for name in imported(path):
         assert not name.startswith("mergecore_cli"), name
         parts = name.split(".")
-        if parts[0] == "mergecore" and len(parts) > 1 and here in LAYERS:
-            allowed = LAYERS[: LAYERS.index(here) + 1]
-            assert parts[1] in allowed, f"{here} imports {name}"
+        if parts[0] == "mergecore" and len(parts) > 1:
+            assert parts[1] in order[: order.index(here) + 1], f"{here} imports {name}"
 
 
 @pytest.mark.parametrize("path", modules("kernels"), ids=lambda path: str(path.relative_to(ROOT)))
@@ -79,3 +81,21 @@ def test_a_merge_loads_no_torch_into_the_process_that_asks_for_it(tmp_path: Path
     config = ROOT / "configs" / "quickstart.yml"
     code = f"import mergecore; mergecore.merge({str(config)!r}, {str(tmp_path / 'out')!r}, workers=1)"
     assert not {"torch", "triton", "transformers", "tokenizers", "jinja2", "huggingface_hub"} & loaded_by(code)
+
+
+def test_the_package_loads_what_is_used() -> None:
+    assert not {"torch", "numpy", "pydantic", "yaml"} & loaded_by("import mergecore; mergecore.start_pool")
+
+
+def test_a_worker_loads_no_configs() -> None:
+    assert not {"yaml", "huggingface_hub", "tokenizers"} & loaded_by("import mergecore.stream.worker")
+
+
+@pytest.mark.parametrize("before", ["mergecore", "mergecore.plan.build", "mergecore.release.push"])
+def test_every_name_of_the_package_is_there(before: str) -> None:
+    """`plan` is a folder too, and the function is meant."""
+    code = (
+        f"import {before}, mergecore; found = [getattr(mergecore, name) for name in mergecore.__all__]; "
+        "assert all(map(callable, found)); assert mergecore.plan.__name__ == 'plan'"
+    )
+    assert loaded_by(code)

@@ -126,9 +126,10 @@ def test_killed_at_any_moment_it_goes_on_and_the_bytes_are_the_same(large: list[
             resumed += "Going on: an interrupted run has written" in said
             if code in (-signal.SIGKILL, 128 + signal.SIGTERM):
                 kills += 1
-                assert not (out / "config.json").exists() or (out / JOURNAL).exists()
-                continue
-            assert code == 0, said
+                if (out / JOURNAL).exists() or not (out / "config.json").exists():
+                    continue  # if not, it was killed when all was done
+            else:
+                assert code == 0, said
             finished += 1
             again = tmp_path / f"again{finished}"
             merge(dare(*large), again, seed=manifest(out)["seed"], workers=0, shard_size="2MB")

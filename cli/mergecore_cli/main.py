@@ -16,9 +16,13 @@ from mergecore_cli import console
 from mergecore_cli.bench import bench
 from mergecore_cli.doctor import doctor
 from mergecore_cli.eval import eval_
+from mergecore_cli.extract_lora import extract_lora
 from mergecore_cli.merge import merge
+from mergecore_cli.merge_lora import merge_lora
 from mergecore_cli.methods import methods
+from mergecore_cli.moe import moe
 from mergecore_cli.plan import plan
+from mergecore_cli.push import push
 from mergecore_cli.verify import verify
 
 app = typer.Typer(
@@ -29,10 +33,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("merge")(merge)
+app.command("moe")(moe)
 app.command("plan")(plan)
+app.command("extract-lora")(extract_lora)
+app.command("merge-lora")(merge_lora)
 app.command("methods")(methods)
 app.command("eval")(eval_)
 app.command("verify")(verify)
+app.command("push")(push)
 app.command("doctor")(doctor)
 app.add_typer(bench, name="bench")
 

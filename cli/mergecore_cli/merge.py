@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,68 +10,61 @@ import typer
 from mergecore_cli import console
 from mergecore_cli.options import (
     AllowCrimes,
+    AllowNonfinite,
     ConfigFile,
+    CopyTokenizer,
+    Cuda,
+    Device,
+    DeviceMemory,
+    DryRun,
+    HiddenFlag,
+    HiddenText,
     KeepStages,
+    Memory,
+    Out,
+    Overwrite,
     Plugins,
     Quiet,
+    Resume,
     Seed,
     ShardSize,
     Strict,
     Tensors,
     TruncateEmbeddings,
     Verbose,
+    Workers,
+    WriteModelCard,
 )
 from mergecore_cli.plan import print_stages, stage_label, tell_download, tell_plan, time_text
 
 if TYPE_CHECKING:
     from mergecore.api import Result
     from mergecore.plan.plan import Plan
-
-_Hidden = typer.Option(hidden=True)
+    from mergecore.stream.pool import Pool
 
 
 def merge(
     config: ConfigFile,
-    out: Annotated[Path, typer.Argument(help="The folder to write the merged model to.", metavar="OUT")],
-    device: Annotated[
-        str | None,
-        typer.Option(show_default="cpu", help="Where to compute: cpu, cuda (all GPUs), cuda:1, or cuda:0,cuda:2."),
-    ] = None,
-    cuda: Annotated[bool, typer.Option("--cuda/--no-cuda", help="The same as --device cuda.")] = False,
+    out: Out,
+    device: Device = None,
+    cuda: Cuda = False,
     backend: Annotated[
         str, typer.Option(help="What computes: torch, triton (on a GPU), or auto: triton where it can.")
     ] = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", "-j", "--num-threads", min=0, show_default="one per core", help="Worker processes."),
-    ] = None,
-    memory: Annotated[str, typer.Option(help="Memory for buffers, in all workers together.")] = "1GiB",
-    device_memory: Annotated[
-        str | None, typer.Option(show_default="80 % of what is free", help="Memory to use on each GPU: 20GB.")
-    ] = None,
+    workers: Workers = None,
+    memory: Memory = "1GiB",
+    device_memory: DeviceMemory = None,
     shard_size: ShardSize = "5GB",
     seed: Seed = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in OUT.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
-    copy_tokenizer: Annotated[
-        bool,
-        typer.Option(
-            "--copy-tokenizer/--no-copy-tokenizer",
-            help="Copy the tokenizer's files to OUT. One that the config asks for is written anyhow.",
-        ),
-    ] = True,
-    write_model_card: Annotated[
-        bool, typer.Option("--write-model-card/--no-write-model-card", help="Write README.md to OUT.")
-    ] = True,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    copy_tokenizer: CopyTokenizer = True,
+    write_model_card: WriteModelCard = True,
     allow_crimes: AllowCrimes = False,
     tensors: Tensors = "all",
     unsafe_truncate_embeddings: TruncateEmbeddings = False,
-    allow_nonfinite: Annotated[
-        bool, typer.Option("--allow-nonfinite", help="Merge weights that are NaN or infinite.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on with what an interrupted run left in OUT.")
-    ] = True,
+    allow_nonfinite: AllowNonfinite = False,
+    resume: Resume = True,
     strict: Strict = False,
     keep_stages: KeepStages = None,
     plugin: Plugins = None,
@@ -79,23 +72,25 @@ def merge(
     verbose: Verbose = 0,
     # Options of mergekit-yaml that have nothing to do here: scripts that use them go on working.
     gpu_rich: Annotated[bool, typer.Option("--gpu-rich", hidden=True)] = False,
-    lazy_unpickle: Annotated[bool, _Hidden] = False,
-    clone_tensors: Annotated[bool, _Hidden] = False,
-    low_cpu_memory: Annotated[bool, _Hidden] = False,
-    read_to_gpu: Annotated[bool, _Hidden] = False,
-    multi_gpu: Annotated[bool, _Hidden] = False,
-    async_write: Annotated[bool, _Hidden] = False,
-    write_threads: Annotated[int, _Hidden] = 1,
-    trust_remote_code: Annotated[bool, _Hidden] = False,
-    transformers_cache: Annotated[str | None, _Hidden] = None,
-    lora_merge_cache: Annotated[str | None, _Hidden] = None,
-    lora_merge_dtype: Annotated[str | None, _Hidden] = None,
-    safe_serialization: Annotated[bool, _Hidden] = True,
+    lazy_unpickle: HiddenFlag = False,
+    clone_tensors: HiddenFlag = False,
+    low_cpu_memory: HiddenFlag = False,
+    read_to_gpu: HiddenFlag = False,
+    multi_gpu: HiddenFlag = False,
+    async_write: HiddenFlag = False,
+    write_threads: HiddenText = None,
+    trust_remote_code: HiddenFlag = False,
+    transformers_cache: HiddenText = None,
+    lora_merge_cache: HiddenText = None,
+    lora_merge_dtype: HiddenText = None,
+    safe_serialization: HiddenFlag = True,
 ) -> None:
     """Merge models into a folder that transformers can load."""
     import mergecore
 
     _refuse(safe_serialization)
+    if trust_remote_code:
+        console.warn("--trust-remote-code has no effect: code of a model is never run")
     if dry_run:
         stages = mergecore.plan_stages(
             config, out, keep_stages=keep_stages, seed=seed, shard_size=shard_size, allow_crimes=allow_crimes,
@@ -104,7 +99,8 @@ def merge(
         )  # fmt: skip
         print_stages(stages, workers, memory, check_output=True, probe=True)
         return
-    with console.byte_progress() as progress:
+    where = device or ("cuda" if cuda or gpu_rich else "cpu")
+    with _pool(where, workers) as pool, console.byte_progress() as progress:
 
         def begin(plan: Plan) -> None:
             tell_plan(plan)
@@ -118,9 +114,10 @@ def merge(
         result = mergecore.merge(
             config,
             out,
-            device=device or ("cuda" if cuda or gpu_rich else "cpu"),
+            device=where,
             backend=backend,
             workers=workers,
+            pool=pool,
             memory=memory,
             device_memory=device_memory,
             shard_size=shard_size,
@@ -142,10 +139,18 @@ def merge(
             on_resume=go_on,
             on_restart=lambda folder, reason: console.talk(f"Starting anew in {folder}: {reason}"),
             on_prediction=lambda found: console.talk(f"This will take {time_text(found, found.running_s)}"),
+            on_gates=_tell_gates,
             on_left=lambda folder: console.talk(f"What is done stays in {folder}: the same command goes on from there"),
         )
     for one in (*result.stages, result):
         _tell(one)
+
+
+def _pool(device: str, workers: int | None) -> AbstractContextManager[Pool | None]:
+    """Worker processes, before anything else: they load torch while this one loads the rest. None for GPUs."""
+    from mergecore.stream.pool import start_pool
+
+    return closing(start_pool(workers)) if device == "cpu" else nullcontext()
 
 
 def _refuse(safe_serialization: bool) -> None:
@@ -154,6 +159,12 @@ def _refuse(safe_serialization: bool) -> None:
 
     if not safe_serialization:
         raise ConfigError.at("--no-safe-serialization", "only safetensors files are written", "leave it out")
+
+
+def _tell_gates(done: int, total: int) -> None:
+    console.detail(f"Layer {done} of {total} of the base model has seen the prompts")
+    if done == total:
+        console.talk(f"Found the gates: {console.count(total, 'layer')} of the base model saw the prompts")
 
 
 def _tell(result: Result) -> None:

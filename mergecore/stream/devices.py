@@ -26,6 +26,8 @@ _Message: TypeAlias = "Outcome | BaseException | tuple[int, int] | None"
 class Devices:
     """A Pool of devices."""
 
+    workers = 1
+
     def __init__(
         self,
         accelerators: Sequence[Accelerator],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeAlias
 
+from mergecore.checkpoint.joined_tensors import JoinedTensors
 from mergecore.errors import RunError
 from mergecore.plan.plan import Input, OutputTensor
 
@@ -15,7 +17,14 @@ Nonfinite: TypeAlias = tuple[tuple[str, str, int], ...]
 def nonfinite_sources(tensor: OutputTensor, counts: Sequence[int], model_names: Sequence[str]) -> Nonfinite:
     """From the counts of values that are NaN or infinite in each of the tensor's sources."""
     found = zip(tensor.sources, counts, strict=True)
-    return tuple((source.tensor_name, model_names[source.model], count) for source, count in found if count)
+    return tuple((source.tensor_name, _model_of(source, model_names), count) for source, count in found if count)
+
+
+def _model_of(source: Input, model_names: Sequence[str]) -> str:
+    """Of experts that are stacked in one tensor, the models that this part of it is made of."""
+    parts = source.tensor.parts if isinstance(source.tensor, JoinedTensors) else ()
+    folders = dict.fromkeys(str(Path(part.file).parent) for part in parts)
+    return f"one of {', '.join(folders)}" if len(folders) > 1 else model_names[source.model]
 
 
 def nonfinite_error(found: Sequence[tuple[str, str, int]]) -> RunError:

@@ -58,7 +58,7 @@ class History:
     """Of the merge; empty where nothing was begun."""
     records: list[Record] = field(default_factory=list)
     survey: tuple[Any] | None = None
-    """What the method's survey found, if it was done."""
+    """What was found before the first tensor is merged, if it was: by the method's survey, or a mixture's gates."""
     finishing: bool = False
     """All weights are written, and what else is in the folder is this merge's, not of a model that was there before."""
     finished: bool = False

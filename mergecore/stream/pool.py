@@ -12,10 +12,12 @@ from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mergecore.errors import RunError
-from mergecore.stream.job import Job, OnProgress, Outcome, Setup
+
+if TYPE_CHECKING:
+    from mergecore.stream.job import Job, OnProgress, Outcome, Setup
 
 _BATCHES_AHEAD = 2
 """That a worker holds, so that it needn't wait for the next one."""
@@ -27,6 +29,9 @@ _BATCH_JOBS = 64
 class Pool(Protocol):
     """Something that does jobs."""
 
+    workers: int
+    """Processes that share them; 0: it is this one."""
+
     def run(self, setup: Setup, jobs: Iterable[Job], on_progress: OnProgress) -> Iterator[Outcome]:
         """Do all jobs, in any order; gives what each did. Raises the first error, a MergeError where it is one."""
 
@@ -36,6 +41,8 @@ class Pool(Protocol):
 
 class ThisProcess:
     """Does the jobs itself, one after the other."""
+
+    workers = 0
 
     def run(self, setup: Setup, jobs: Iterable[Job], on_progress: OnProgress) -> Iterator[Outcome]:
         from mergecore.stream.merger import Merger  # loads torch
@@ -55,6 +62,7 @@ class Processes:
     """Worker processes. They load torch while the merge is planned, if they are made before."""
 
     def __init__(self, workers: int) -> None:
+        self.workers = workers
         pipes = [Pipe() for _ in range(workers)]
         self._connections = [ours for ours, _ in pipes]
         self._processes = _launch([theirs for _, theirs in pipes])
@@ -141,9 +149,10 @@ def batches(jobs: Iterable[Job]) -> Iterator[list[Job]]:
         yield batch
 
 
-def start_pool(workers: int) -> Pool:
-    """So many worker processes on the CPU; 0: this process does the work."""
-    return Processes(workers) if workers else ThisProcess()
+def start_pool(workers: int | None = None) -> Pool:
+    """So many worker processes on the CPU, None: one per core; 0: this process does the work."""
+    count = default_workers() if workers is None else workers
+    return Processes(count) if count else ThisProcess()
 
 
 def default_workers() -> int:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from small_family import load_weights, same_bytes
 
 from mergecore import PlanError, RunError, merge, plan
 from mergecore.stream import pool as pools
@@ -144,3 +145,15 @@ def test_jobs_are_spread_over_the_workers_first(make_model, monkeypatch) -> None
         pool.close()
     assert [type(message) for _, message in handed[2:]] == [list, list]
     assert handed[2][0] is not handed[3][0]
+
+
+def test_a_pool_does_several_merges(make_model, tmp_path: Path) -> None:
+    configs = [source(make_model(name, seed=i)) for i, name in enumerate("ab")]
+    pool = Processes(1)
+    try:
+        for i, config in enumerate(configs):
+            merge(config, tmp_path / f"{i}", pool=pool)
+            merge(config, tmp_path / f"alone{i}", workers=0)
+            assert same_bytes(load_weights(tmp_path / f"{i}"), load_weights(tmp_path / f"alone{i}"))
+    finally:
+        pool.close()
