@@ -170,7 +170,7 @@ def merge(
     A merge that was interrupted or failed leaves what is done in its folder, which `on_left` is told; the same call
     goes on from there. `on_resume` is told for each stage how many bytes are there, `on_restart` why a folder must be
     begun anew: config, seed, an input or the version has changed. Without `resume` nothing is taken from earlier runs.
-    `on_prediction` is told how long a long merge on the CPU will take, from a sample of it. Where a mixture of experts
+    `on_prediction` is told how long a long merge will take, from a sample of it. Where a mixture of experts
     has gates that are found by running its base model, `on_gates` is told how many of how many layers were run.
 
     Raises MergeError: PlanError and ConfigError before anything is written, RunError and CheckpointError after that.
@@ -192,8 +192,8 @@ def merge(
             plan, notes = with_routers(stage.plan, journal, device, on_gates)
             stage = replace(stage, plan=plan)
         expected = None
-        if on_cpu and is_new and stage.plan.passes_bytes + stage.plan.write_bytes > _LONG_BYTES:
-            expected = _predicted(stage.plan, stage.folder, doing, max(count, 1), memory_bytes, chosen)
+        if is_new and stage.plan.passes_bytes + stage.plan.write_bytes > _LONG_BYTES:
+            expected = _predicted(stage.plan, stage.folder, doing, memory_bytes, chosen, on_gpus=not on_cpu)
         if expected is not None:
             on_prediction(expected)
         report = execute(
@@ -255,27 +255,32 @@ def predict_time(
     plan: Plan,
     out: str | Path = "merged",
     *,
+    device: str = "cpu",
     workers: int | None = None,
     memory: str | int = DEFAULT_MEMORY,
+    device_memory: str | int | None = None,
 ) -> Prediction | None:
-    """How long a merge on the CPU will take, from a sample of it that worker processes carry out; None where an input
-    isn't here yet or nothing can be written. Takes a second or two, and leaves nothing behind.
+    """How long a merge will take, from a sample of it that is carried out; None where an input isn't here yet or
+    nothing can be written. Takes a few seconds, and leaves nothing behind. The arguments are those of `merge`.
     """
-    count = max(_workers(workers), 1)
-    pool = start_pool(count)
+    on_cpu = device.partition(":")[0] == "cpu"
+    backend = choose_backend("auto", device)
+    device_bytes = _device_bytes(device_memory, on_cpu)
+    # A merge by this process would load torch into it, and be as fast as one by a single worker.
+    pool = start_pool(max(_workers(workers), 1)) if on_cpu else _start_devices(device, device_bytes, readers=workers)
     try:
-        return _predicted(plan, Path(out), pool, count, parse_size(memory, "memory"), choose_backend("auto", "cpu"))
+        return _predicted(plan, Path(out), pool, parse_size(memory, "memory"), backend, on_gpus=not on_cpu)
     finally:
         pool.close()
 
 
 def _predicted(
-    plan: Plan, folder: Path, pool: Pool, workers: int, memory_bytes: int, backend: Backend
+    plan: Plan, folder: Path, pool: Pool, memory_bytes: int, backend: Backend, *, on_gpus: bool
 ) -> Prediction | None:
     if not can_predict(plan):
         return None
     try:
-        return predict(plan, folder, pool, workers=workers, memory_bytes=memory_bytes, backend=backend)
+        return predict(plan, folder, pool, memory_bytes=memory_bytes, backend=backend, on_gpus=on_gpus)
     except OSError:  # the merge itself will say which file can't be read or written
         return None
 
@@ -293,9 +298,9 @@ def verify(
     on_begin: Callable[[int], None] = lambda n_bytes: None,
     on_progress: Callable[[int], None] = lambda n_bytes: None,
 ) -> Verification:
-    """Compare a folder that was written, a model or an adapter, with its manifest: files, headers, and the hash of every tensor.
+    """Compare a merged model or an adapter with its manifest: files, headers, and the hash of every tensor.
 
-    The share `recompute` of its bytes, a sample of tensors drawn at random, is merged again from the inputs and
+    The share `recompute` of a model's bytes, a sample of tensors drawn at random, is merged again from the inputs and
     compared bit for bit; the other arguments say on what, as for `merge`. The plug-ins that a manifest names are not
     run unless they are among `plugins`. `on_begin` is told the bytes that are hashed, `on_progress` those of each
     tensor. Raises CheckpointError if there is no manifest that can be read.

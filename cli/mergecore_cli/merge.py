@@ -35,7 +35,7 @@ from mergecore_cli.options import (
     Workers,
     WriteModelCard,
 )
-from mergecore_cli.plan import print_stages, stage_label, tell_download, tell_plan, time_text
+from mergecore_cli.plan import Machine, print_stages, stage_label, tell_download, tell_plan, time_text
 
 if TYPE_CHECKING:
     from mergecore.api import Result
@@ -91,15 +91,15 @@ def merge(
     _refuse(safe_serialization)
     if trust_remote_code:
         console.warn("--trust-remote-code has no effect: code of a model is never run")
+    where = device or ("cuda" if cuda or gpu_rich else "cpu")
     if dry_run:
         stages = mergecore.plan_stages(
             config, out, keep_stages=keep_stages, seed=seed, shard_size=shard_size, allow_crimes=allow_crimes,
             strict=strict, plugins=plugin or (), resume=resume, tensors=tensors,
             truncate_embeddings=unsafe_truncate_embeddings, on_download=tell_download,
         )  # fmt: skip
-        print_stages(stages, workers, memory, check_output=True, probe=True)
+        print_stages(stages, Machine(where, workers, memory, device_memory), check_output=True, probe=True)
         return
-    where = device or ("cuda" if cuda or gpu_rich else "cpu")
     with _pool(where, workers) as pool, console.byte_progress() as progress:
 
         def begin(plan: Plan) -> None:

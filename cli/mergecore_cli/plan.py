@@ -13,6 +13,9 @@ from mergecore_cli import console
 from mergecore_cli.options import (
     AllowCrimes,
     ConfigFile,
+    Device,
+    DeviceMemory,
+    Memory,
     Plugins,
     Quiet,
     Seed,
@@ -21,6 +24,7 @@ from mergecore_cli.options import (
     Tensors,
     TruncateEmbeddings,
     Verbose,
+    Workers,
 )
 
 if TYPE_CHECKING:
@@ -34,10 +38,10 @@ if TYPE_CHECKING:
 def plan(
     config: ConfigFile,
     out: Annotated[Path | None, typer.Argument(help="Where it would be written to.", metavar="[OUT]")] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", "-j", min=0, show_default="one per core", help="Worker processes.")
-    ] = None,
-    memory: Annotated[str, typer.Option(help="Memory for buffers, in all workers together.")] = "1GiB",
+    device: Device = None,
+    workers: Workers = None,
+    memory: Memory = "1GiB",
+    device_memory: DeviceMemory = None,
     shard_size: ShardSize = "5GB",
     seed: Seed = None,
     allow_crimes: AllowCrimes = False,
@@ -60,13 +64,23 @@ def plan(
         plugins=plugin or (), tensors=tensors, truncate_embeddings=unsafe_truncate_embeddings,
         on_download=tell_download,
     )  # fmt: skip
-    print_stages(stages, workers, memory, check_output=out is not None, probe=probe, json=json)
+    machine = Machine(device or "cpu", workers, memory, device_memory)
+    print_stages(stages, machine, check_output=out is not None, probe=probe, json=json)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Machine:
+    """What a merge may use: the options of these names."""
+
+    device: str
+    workers: int | None
+    memory: str
+    device_memory: str | None
 
 
 def print_stages(
     stages: Sequence[PlannedStage],
-    workers: int | None,
-    memory: str,
+    machine: Machine,
     *,
     check_output: bool,
     probe: bool,
@@ -78,7 +92,8 @@ def print_stages(
     from mergecore.stream.budget import check_memory, least_memory
     from mergecore.stream.pool import default_workers
 
-    count = default_workers() if workers is None else workers
+    on_cpu = machine.device == "cpu"
+    count = (default_workers() if machine.workers is None else machine.workers) if on_cpu else 1
     all_facts = []
     for stage in stages:
         made = stage.plan
@@ -86,37 +101,39 @@ def print_stages(
         free = free_bytes(stage.folder)
         folder = str(stage.folder) if check_output else None
         needs = {"folder": folder, "least_memory_bytes": least, "workers": count, "free_disk_bytes": free}
-        time = _predicted(stage, workers, memory) if probe else None
+        time = _predicted(stage, machine) if probe else None
         all_facts.append(_facts(stage) | needs | {"time": None if time is None else _time_facts(time)})
         if not json:
-            memory_text = f"{console.gigabytes(least)} at least, {memory} allowed, for {count} workers"
+            users = console.count(count, "worker") if on_cpu else machine.device
+            memory_text = f"{console.gigabytes(least)} at least, {machine.memory} allowed, for {users}"
             _print_table(stage, memory_text, free, time)
         for note in made.notes:
             console.warn(note)
     if json:
         console.data_json(all_facts if len(stages) > 1 else all_facts[0])
     for stage in stages:
-        check_memory(stage.plan, count, parse_size(memory, "--memory"))
+        check_memory(stage.plan, count, parse_size(machine.memory, "--memory"))
         if check_output:
             check_folder(stage.folder, stage.plan, overwrite=True)
 
 
-def _predicted(stage: PlannedStage, workers: int | None, memory: str) -> Prediction | None:
+def _predicted(stage: PlannedStage, machine: Machine) -> Prediction | None:
     """None for a merge that takes a few seconds, or whose inputs aren't all here."""
     import mergecore
     from mergecore.prediction.predict import PROBE_BYTES
 
     if stage.plan.passes_bytes < PROBE_BYTES:
         return None
-    return mergecore.predict_time(stage.plan, stage.folder, workers=workers, memory=memory)
+    return mergecore.predict_time(stage.plan, stage.folder, **dataclasses.asdict(machine))
 
 
 def time_text(time: Prediction, seconds: float) -> str:
     """`about 12 s, bound by arithmetic (14 ns per element, 2 workers); ...`"""
     where = f"{time.cached:.0%} of the inputs in the page cache"
+    users = "on GPUs" if time.on_gpus else console.count(time.workers, "worker")
     return (
         f"about {seconds:.2g} s, bound by {time.bound} ({time.ns_per_element:.3g} ns per element, "
-        f"{console.count(time.workers, 'worker')}): start-up {time.startup_s:.1f} s, read {time.read_s:.1f} s "
+        f"{users}): start-up {time.startup_s:.1f} s, read {time.read_s:.1f} s "
         f"({where}), compute {time.compute_s:.1f} s, write {time.write_s:.1f} s meanwhile"
     )
 

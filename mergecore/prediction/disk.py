@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from mergecore.diagnostics.page_cache import must_wait_for
+from mergecore.prediction.page_cache import must_wait_for
 from mergecore.stream.positional_io import open_to_read, read_at
 
 _FILES = 8

@@ -1,4 +1,4 @@
-"""Predicts the time of a merge on the CPU: a sample of it is carried out, and the disk is probed."""
+"""Predicts the time of a merge: a sample of it is carried out, and the disk is probed."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ _SAMPLES = 2
 """Tensors for each worker."""
 _ELEMENTS = 1 << 21
 """Of each of these, at most. To find an order statistic of a small tensor takes longer per element."""
+_ELEMENTS_ON_GPUS = 1 << 25
+"""The same where copies and computation have to get going side by side."""
 _TENSOR_S = 3e-4
 """What each tensor costs a worker, however small it is (`bench/merge`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The time of a merge, in parts. The merge reads and computes in turn, and writes meanwhile."""
+    """The time of a merge, in parts. It writes while it reads and computes."""
 
     startup_s: float
     """Until the workers have loaded torch and have done their first jobs."""
@@ -46,12 +48,16 @@ class Prediction:
     cached: float
     """The share of the inputs that is in the page cache."""
     ns_per_element: float
-    """Of the arithmetic, in one worker."""
+    """Of the arithmetic, in one worker, or on all GPUs together."""
     workers: int
+    on_gpus: bool = False
+    """Then it reads while it computes; else in turn."""
 
     @property
     def running_s(self) -> float:
         """From when the workers are ready."""
+        if self.on_gpus:
+            return max(self.read_s, self.compute_s, self.write_s)
         return max(self.read_s + self.compute_s, self.write_s)
 
     @property
@@ -75,16 +81,19 @@ def can_predict(plan: Plan) -> bool:
     return bool(_merged(plan)) and all(Path(file).exists() for file in _inputs(plan))
 
 
-def predict(plan: Plan, folder: Path, pool: Pool, *, workers: int, memory_bytes: int, backend: Backend) -> Prediction:
-    """Of a merge by `pool`, which has so many `workers`, on the disk that `folder` is or will be on.
+def predict(
+    plan: Plan, folder: Path, pool: Pool, *, memory_bytes: int, backend: Backend, on_gpus: bool = False
+) -> Prediction:
+    """Of a merge by `pool`, on the disk that `folder` is or will be on.
 
     Reads a few megabytes of the inputs and writes as many, in a temporary folder. Raises OSError and MergeError.
     """
+    workers = max(pool.workers, 1)
     place = _existing(folder)
     reading = read_speed(input_files(plan), workers)
     writing = write_speed(place)
     with TemporaryDirectory(prefix=".mergecore-probe-", dir=place) as there:
-        sample = _sampled(plan, _SAMPLES * workers)
+        sample = _sampled(plan, _SAMPLES * workers, _ELEMENTS_ON_GPUS if on_gpus else _ELEMENTS)
         prepare_partial_files(Path(there), sample.shards)
         setup = Setup(
             folder=Path(there),
@@ -98,7 +107,8 @@ def predict(plan: Plan, folder: Path, pool: Pool, *, workers: int, memory_bytes:
         )
         first = _seconds(sample, setup, pool)  # torch is loaded, and the sample comes into the page cache
         again = _seconds(sample, setup, pool)
-    return _prediction(plan, reading, writing, workers, first - again, again / _elements(sample.tensors))
+    found = _prediction(plan, reading, writing, workers, first - again, again / _elements(sample.tensors))
+    return replace(found, on_gpus=on_gpus)
 
 
 def _prediction(
@@ -125,7 +135,7 @@ def _seconds(sample: Plan, setup: Setup, pool: Pool) -> float:
     return time.monotonic() - began
 
 
-def _sampled(plan: Plan, count: int) -> Plan:
+def _sampled(plan: Plan, count: int, elements: int) -> Plan:
     """The first rows of some tensors, which are spread evenly over the elements that are merged."""
     merged = _merged(plan)
     ends = list(accumulate(tensor.n for tensor in merged))
@@ -133,14 +143,14 @@ def _sampled(plan: Plan, count: int) -> Plan:
     tensors: list[OutputTensor] = []
     offset_bytes = 0
     for place in places:
-        tensors.append(_first_rows(merged[bisect_right(ends, place)], offset_bytes))
+        tensors.append(_first_rows(merged[bisect_right(ends, place)], elements, offset_bytes))
         offset_bytes += tensors[-1].n_bytes
     return replace(plan, tensors=tuple(tensors), shards=(Shard("sample", b"", offset_bytes),))
 
 
-def _first_rows(tensor: OutputTensor, offset_bytes: int) -> OutputTensor:
-    rows = min(tensor.n // tensor.columns, max(_ELEMENTS // tensor.columns, 1))
-    shape = (rows, tensor.columns) if len(tensor.shape) > 1 else (min(tensor.n, _ELEMENTS),)
+def _first_rows(tensor: OutputTensor, elements: int, offset_bytes: int) -> OutputTensor:
+    rows = min(tensor.n // tensor.columns, max(elements // tensor.columns, 1))
+    shape = (rows, tensor.columns) if len(tensor.shape) > 1 else (min(tensor.n, elements),)
     small = replace(tensor, shape=shape, shard=0, offset_bytes=offset_bytes)
     return small.within(0, small.n)
 

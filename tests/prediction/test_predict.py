@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stand_in_device import StandIn
 from typer.testing import CliRunner
 
 import mergecore
@@ -15,6 +17,8 @@ from mergecore import Result, api, merge, plan
 from mergecore.prediction import disk, predict
 from mergecore.prediction.disk import ReadSpeed, read_speed, write_speed
 from mergecore.prediction.predict import Prediction, can_predict
+from mergecore.stream.backend import Backend
+from mergecore.stream.devices import Devices
 from mergecore_cli.main import app
 
 Config = Callable[[str], dict[str, Any]]
@@ -46,6 +50,10 @@ class TestPrediction:
         assert prediction().seconds == 1 + 2 + 4
         assert prediction(write_s=10).seconds == 1 + 10
 
+    def test_gpus_read_and_compute_at_the_same_time(self) -> None:
+        assert replace(prediction(), on_gpus=True).seconds == 1 + 4
+        assert replace(prediction(read_s=5), on_gpus=True).seconds == 1 + 5
+
     @pytest.mark.parametrize(
         ("part", "name"),
         [("startup_s", "start-up"), ("read_s", "reading"), ("compute_s", "arithmetic"), ("write_s", "writing")],
@@ -66,9 +74,8 @@ class TestPrediction:
 
 class TestSample:
     def test_is_spread_over_the_elements(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(predict, "_ELEMENTS", 100)
         made = plan(config("ties"))
-        sample = predict._sampled(made, 12)
+        sample = predict._sampled(made, 12, 100)
         assert sample.tensors[0].name == made.tensors[0].name
         assert sample.tensors[-1].name == made.tensors[-1].name
         assert all(tensor.n <= 100 and tensor.columns in (24, 40) for tensor in sample.tensors)
@@ -85,6 +92,20 @@ class TestSample:
         assert 0 < found.ns_per_element < 1e6
         assert found.compute_s > 0
         assert found.write_s > 0
+        assert not list((tmp_path / "disk").iterdir())
+
+    def test_on_a_device(self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        device = StandIn(delay_s=0.002)
+        monkeypatch.setattr(api, "choose_backend", lambda backend, device: Backend("torch", "cpu", ""))
+        monkeypatch.setattr(api, "_start_devices", lambda *_, **__: Devices([device], readers=1))
+        (tmp_path / "disk").mkdir()
+        try:
+            found = mergecore.predict_time(plan(config("ties")), tmp_path / "disk" / "out", device="cuda")
+        finally:
+            device.close()
+        assert found is not None
+        assert found.on_gpus
+        assert found.compute_s > 0
         assert not list((tmp_path / "disk").iterdir())
 
     def test_without_the_inputs_there_is_none(self, config: Config, tmp_path: Path) -> None:
@@ -119,10 +140,23 @@ class TestCommands:
     def file(self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         """A config whose merge counts as long."""
         monkeypatch.setattr(predict, "PROBE_BYTES", 0)
-        monkeypatch.setattr(api, "_predicted", lambda *_: prediction())
+        monkeypatch.setattr(api, "_predicted", lambda *_, **__: prediction())
         path = tmp_path / "merge.yml"
         path.write_text(json.dumps(config("ties")))
         return str(path)
+
+    def test_plan_tells_the_time_on_gpus(self, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[dict[str, Any]] = []
+
+        def predicted(*_: Any, **options: Any) -> Prediction:
+            asked.append(options)
+            return replace(prediction(), on_gpus=True)
+
+        monkeypatch.setattr(mergecore.api, "predict_time", predicted)
+        told = CliRunner().invoke(app, ["plan", file, "--device", "cuda:0", "--device-memory", "4GB"]).stdout
+        assert "(14 ns per element, on GPUs)" in " ".join(told.split())
+        assert "for cuda:0" in told
+        assert asked == [{"device": "cuda:0", "workers": None, "memory": "1GiB", "device_memory": "4GB"}]
 
     def test_plan_tells_the_time(self, file: str) -> None:
         told = " ".join(CliRunner().invoke(app, ["plan", file]).stdout.split())
