@@ -1,4 +1,4 @@
-"""Verifies a merged model: that its folder is what was written, and that a sample of it comes out again."""
+"""Verifies what was written: that a folder is still the same, and that a sample of a merged model comes out again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from mergecore.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergecore.checkpoint.model_reference import ModelReference
 from mergecore.config.load import load
-from mergecore.errors import CheckpointError, MergeError, Problem
+from mergecore.errors import CheckpointError, ConfigError, MergeError, Problem
 from mergecore.methods import plugins
 from mergecore.output.damage import find_damage
 from mergecore.output.manifest import MANIFEST, Manifest, read_manifest
@@ -69,10 +69,13 @@ def verify_folder(
     """Compare a folder with its manifest; merge a share `recompute` of its bytes again, if that isn't zero.
 
     `on_begin` is told the bytes that will be hashed, `on_progress` those of each tensor. Raises CheckpointError if
-    there is no manifest that can be read.
+    there is no manifest that can be read, ConfigError if an adapter's bytes shall be merged again.
     """
     began = time.monotonic()
     manifest = read_manifest(folder)
+    if recompute and manifest.is_adapter:
+        what = f"{folder} is a LoRA adapter, and only merges of models can be merged again"
+        raise ConfigError.at("--recompute", what, "without it, files and hashes are compared")
     n_bytes = sum(manifest.weights.values())
     on_begin(n_bytes)
     problems = find_damage(folder, manifest, threads=threads, on_progress=on_progress)

@@ -78,12 +78,12 @@ def damage_the_header(out: Path) -> str:
 
 def leave_a_partial_file(out: Path) -> str:
     (out / "model.safetensors.partial").write_bytes(b"")
-    return f"{out / 'model.safetensors.partial'}: is an unfinished file of a merge"
+    return f"{out / 'model.safetensors.partial'}: is an unfinished file"
 
 
 def leave_a_journal(out: Path) -> str:
     (out / ".mergecore-journal").write_bytes(b"")
-    return f"{out / '.mergecore-journal'}: is left of a merge that was interrupted"
+    return f"{out / '.mergecore-journal'}: is left of a run that was interrupted"
 
 
 def add_weights(out: Path) -> str:

@@ -1,4 +1,4 @@
-"""`mergecore push`: put a merged model on the Hub."""
+"""`mergecore push`: put a merged model or an adapter on the Hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergecore_cli.options import Quiet
 
 
 def push(
-    out: Annotated[Path, typer.Argument(help="The folder of a merged model.", metavar="OUT")],
+    out: Annotated[Path, typer.Argument(help="The folder of a merged model or an adapter.", metavar="OUT")],
     repository: Annotated[str, typer.Argument(help="The repository, which is made if needed.", metavar="ORG/NAME")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[
@@ -22,7 +22,7 @@ def push(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Verify a merged model and upload it to the Hub. Prints the URL.
+    """Verify a merged model or an adapter and upload it to the Hub. Prints the URL.
 
     The token is huggingface_hub's: `hf auth login`, or HF_TOKEN. After an interruption, give the same command again.
     """

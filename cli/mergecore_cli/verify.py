@@ -1,4 +1,4 @@
-"""`mergecore verify`: is a merged model still what was written?"""
+"""`mergecore verify`: is a merged model or an adapter still what was written?"""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def verify(
-    out: Annotated[Path, typer.Argument(help="The folder of a merged model.", metavar="OUT")],
+    out: Annotated[Path, typer.Argument(help="The folder of a merged model or an adapter.", metavar="OUT")],
     recompute: Annotated[
-        str, typer.Option(help="Merge so much of it again, from the inputs, and compare the bits.", metavar="PERCENT")
+        str,
+        typer.Option(help="Merge so much of a model again, from the inputs, and compare the bits.", metavar="PERCENT"),
     ] = "0%",
     device: Annotated[str, typer.Option(help="Where to merge again: cpu, cuda, cuda:1.")] = "cpu",
     workers: Annotated[
@@ -29,7 +30,7 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare a merged model with its manifest, mergecore.json: files, headers, and the hash of every tensor.
+    """Compare a merged model or an adapter with its manifest, mergecore.json: files, headers, the hash of every tensor.
 
     It finds what disks and copies do to bytes, not what someone does on purpose. The exit code is 1 if something
     differs.

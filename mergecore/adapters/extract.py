@@ -12,8 +12,9 @@ from mergecore.adapters.extractor import Extractor
 from mergecore.adapters.folder import AdapterFolder, check_adapter_folder
 from mergecore.adapters.inputs import download, factor_dtype, pick_device
 from mergecore.adapters.modules import Choice, Selection, short_names
+from mergecore.adapters.origin import Input, Origin
 from mergecore.adapters.peft_config import PREFIX, adapter_config, factor_names
-from mergecore.adapters.ranks import Budget, rule_of
+from mergecore.adapters.ranks import Budget, Rule, options_of, rule_of
 from mergecore.adapters.reading import ModelReader
 from mergecore.adapters.report import Extraction
 from mergecore.adapters.selecting import select
@@ -21,11 +22,13 @@ from mergecore.checkpoint.checkpoint import Checkpoint
 from mergecore.checkpoint.dtypes import Dtype
 from mergecore.checkpoint.location import OnDownload
 from mergecore.checkpoint.model_reference import ModelReference
+from mergecore.checkpoint.tokenizer_files import TOKENIZER_FILES
 from mergecore.errors import PlanError, RunError
 from mergecore.plan.models import NO_STAGES, open_models
 from mergecore.plan.quantized import quantization_problems
 from mergecore.stream.reader import Files
 from mergecore.stream.torch_dtypes import torch_dtype
+from mergecore.tokenizer.reading import files_of
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -56,9 +59,10 @@ def extract_lora(
     singular values that each matrix keeps) and `budget` (numbers in all factors, such as "20M") decides the ranks.
     `include` and `exclude` are regular expressions for names of modules. Changed embeddings, output heads, norms and
     the `modules_to_save` are held as they are; `embed_lora` gives the first two factors, `skip_undecomposable` leaves
-    norms out. `dtype` is that of the factors, `device` where they are computed: `auto` is a GPU where there is one. One
-    tensor at a time is in memory, with its factors. `on_begin` is told the bytes of the model that will be read,
-    `on_progress` how many have been since its last call.
+    norms out. If the model has another number of tokens than the base, its tokenizer is copied. `dtype` is that of the
+    factors, `device` where they are computed: `auto` is a GPU where there is one. One tensor at a time is in memory,
+    with its factors. `on_begin` is told the bytes of the model that will be read, `on_progress` how many have been
+    since its last call.
 
     Raises MergeError: ConfigError and PlanError before anything is written, but for a budget that is too small.
     """
@@ -75,9 +79,17 @@ def extract_lora(
     selection = select(tuned, before, choice)
     if not selection.matrices:
         raise PlanError.at(tuned.folder, "has no matrix that could get factors in the chosen modules")
-    check_adapter_folder(Path(out), (tuned.folder, before.folder), overwrite=overwrite)
+    inputs = [Input.of_model(str(name), one) for name, one in opened.items()]
+    read = [*(one.folder for one in inputs), *(Path(file) for one in inputs for file in one.files)]
+    check_adapter_folder(Path(out), read, overwrite=overwrite)
     for one in (tuned, before):
         download(one, on_download)
+    origin = Origin(
+        config=_asked(references, rule, choice, stored),
+        inputs=inputs,
+        base=references[1].path,
+        device=str(chosen_device),
+    )
     on_begin(_bytes_to_read(tuned, selection, passes=2 if isinstance(rule, Budget) else 1))
     with Files() as files, AdapterFolder(Path(out), list(_largest(tuned, selection, stored))) as folder:
         extractor = Extractor(
@@ -102,8 +114,32 @@ def extract_lora(
             notes=(*selection.notes, *_expert_notes(extractor.ranks)),
         )
         config = _config(extractor, selection, tuned, references[1])
-        folder.finish(config, extraction_card(found, references, tuple(opened.values())))
+        card = extraction_card(found, references, tuple(opened.values()))
+        tokenizer = _tokenizer(tuned, on_download) if selection.resized is not None else {}
+        folder.finish(config, card, origin.facts(), tokenizer)
     return found
+
+
+def _tokenizer(model: Checkpoint, on_download: OnDownload) -> dict[str, bytes]:
+    """The files of a model's tokenizer. An adapter that changes the number of tokens needs them."""
+    files = files_of(model, on_download)
+    contents = {name: files.read(name) for name in TOKENIZER_FILES}
+    return {name: content for name, content in contents.items() if content is not None}
+
+
+def _asked(references: Sequence[ModelReference], rule: Rule, choice: Choice, stored: Dtype) -> dict[str, Any]:
+    """The arguments that decide the adapter, with the defaults."""
+    return {
+        "model": str(references[0]),
+        "base": str(references[1]),
+        **options_of(rule),
+        "include": choice.include,
+        "exclude": choice.exclude,
+        "modules_to_save": choice.whole,
+        "embed_lora": choice.embeddings,
+        "skip_undecomposable": choice.skip_undecomposable,
+        "dtype": stored.torch_name,
+    }
 
 
 def _config(extractor: Extractor, selection: Selection, model: Checkpoint, base: ModelReference) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from mergecore.adapters.combine import SCHEMES, Part, combined, concatenated, de
 from mergecore.adapters.folder import AdapterFolder, check_adapter_folder
 from mergecore.adapters.merge_config import AdapterConfig, layer_of, load
 from mergecore.adapters.module_factors import ModuleFactors, module_factors
+from mergecore.adapters.origin import Input, Origin
 from mergecore.adapters.peft_config import adapter_config, factor_names
 from mergecore.checkpoint.adapter import Adapter, open_adapter
 from mergecore.checkpoint.checkpoint import local_folder
@@ -68,6 +69,14 @@ def merge_lora(
     dtype = _dtype(loaded, plans)
     check_adapter_folder(Path(out), [adapter.folder for adapter in adapters], overwrite=overwrite)
     seed = _seed(loaded.merge_method, seed)
+    names = [str(entry.model) for entry in loaded.models]
+    base = _text(adapters[0], "base_model_name_or_path")
+    origin = Origin(
+        config=loaded.resolved(),
+        inputs=[Input.of_adapter(name, adapter) for name, adapter in zip(names, adapters, strict=True)],
+        base=base,
+        seed=seed,
+    )
     with Files() as files, AdapterFolder(Path(out), list(_shapes(plans, dtype))) as folder:
         kept = total = 0.0
         for plan in plans:
@@ -76,9 +85,8 @@ def merge_lora(
             kept, total = kept + sum(energies[: plan.rank]), total + sum(energies)
             for (name, _, shape), factor in zip(_shapes([plan], dtype), (down, up), strict=True):
                 folder.add(name, factor.to(torch_dtype(dtype)).reshape(shape))
-        names = [str(entry.model) for entry in loaded.models]
-        base = _text(adapters[0], "base_model_name_or_path")
-        folder.finish(_config(plans, adapters), merge_card(loaded.merge_method, names, base, loaded.source_text))
+        card = merge_card(loaded.merge_method, names, base, loaded.source_text)
+        folder.finish(_config(plans, adapters), card, origin.facts())
         return AdapterMerge(
             folder=Path(out),
             method=loaded.merge_method,

@@ -103,6 +103,8 @@ class Selection:
     """All there are in the model, selected or not."""
     fan_in_fan_out: bool
     """Whether the matrices are stored as [in, out]."""
+    resized: str | None = None
+    """A tensor with a row per token of which the base has fewer or more."""
     notes: tuple[str, ...] = ()
 
 

@@ -95,6 +95,13 @@ def rule_of(rank: int | None, energy: float | None, budget: str | int | None) ->
     return FixedRank(DEFAULT_RANK if rank is None else rank)
 
 
+def options_of(rule: Rule) -> dict[str, int | float]:
+    """The argument of `rule_of` that gives this rule, by its name."""
+    if isinstance(rule, FixedRank):
+        return {"rank": rule.rank}
+    return {"energy": rule.share} if isinstance(rule, EnergyShare) else {"budget": rule.parameters}
+
+
 def _count(text: str | int) -> int:
     """`5M` is 5·10⁶. Raises ConfigError."""
     match = _COUNT.fullmatch(str(text).strip())

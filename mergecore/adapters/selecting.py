@@ -12,6 +12,7 @@ from mergecore.checkpoint.checkpoint import Checkpoint
 from mergecore.checkpoint.joined_tensors import InFiles
 from mergecore.checkpoint.recognition import is_raw, recognize
 from mergecore.errors import PlanError, Problem
+from mergecore.plan.embeddings import vocabulary_tables
 
 _TABLES = re.compile(
     r"embed_tokens|embed_positions|embed_in|tok_embeddings|wte|wpe|shared|relative_attention_bias"
@@ -31,7 +32,8 @@ def select(model: Checkpoint, base: Checkpoint, choice: Choice) -> Selection:
 
     Raises PlanError if the two don't have the same tensors in the selected modules, or have them in other shapes.
     """
-    selector = _Selector(model, base, choice, _vocabulary_modules(model) | _vocabulary_modules(base))
+    tables = (*vocabulary_tables(model), *vocabulary_tables(base))
+    selector = _Selector(model, base, choice, {module_of(name) for name in tables})
     groups = _by_module(model)
     selected = {module: names for module, names in groups.items() if choice.selects(module)}
     PlanError.raise_if_any(_differences(model, base, selected, selector))
@@ -39,13 +41,16 @@ def select(model: Checkpoint, base: Checkpoint, choice: Choice) -> Selection:
     forms = [selector.form(module, names) for module, names in fit.items()]
     wholes = tuple(form for form in forms if isinstance(form, Whole))
     unfit = [name for module, names in selected.items() if module not in fit for name in names]
+    of_wholes = [name for whole in wholes for name in whole.tensors]
+    resized = next((name for name in of_wholes if model.tensors[name].shape != base.tensors[name].shape), None)
     return Selection(
         matrices=tuple(form for form in forms if isinstance(form, Matrix)),
         wholes=wholes,
         unfit=() if choice.skip_undecomposable else tuple(unfit),
         modules=tuple(groups),
         fan_in_fan_out=selector.is_transposed,
-        notes=tuple(_notes(model, base, wholes, tied=selector.is_tied)),
+        resized=resized,
+        notes=tuple(_notes(model, base, of_wholes, resized, tied=selector.is_tied)),
     )
 
 
@@ -127,19 +132,6 @@ def _by_module(model: Checkpoint) -> dict[str, list[str]]:
     return groups
 
 
-def _vocabulary_modules(model: Checkpoint) -> set[str]:
-    """The modules with a row per token."""
-    if is_raw(model):
-        return set()
-    return {
-        module_of(name)
-        for module in recognize(model).modules
-        for weight in (*module.before, *module.after)
-        if weight.vocabulary_axis is not None
-        for name in weight.own_names(None)
-    }
-
-
 def _differences(
     model: Checkpoint,
     base: Checkpoint,
@@ -164,17 +156,16 @@ def _differences(
             yield Problem(str(model.folder), f"`{name}` is {shapes}", "was it fine-tuned from this base?")
 
 
-def _notes(model: Checkpoint, base: Checkpoint, wholes: Sequence[Whole], *, tied: bool) -> Iterator[str]:
-    """What PEFT can't do by itself with modules that are held as they are."""
-    names = [name for whole in wholes for name in whole.tensors]
-    for name in names:
-        shape, shape_before = model.tensors[name].shape, base.tensors[name].shape
-        if shape != shape_before:
-            yield (
-                f"`{name}` has {shape[0]} rows and the base's {shape_before[0]}: call "
-                f"resize_token_embeddings({shape[0]}) on the base before PEFT loads the adapter"
-            )
-            break
+def _notes(
+    model: Checkpoint, base: Checkpoint, names: Sequence[str], resized: str | None, *, tied: bool
+) -> Iterator[str]:
+    """What PEFT can't do by itself with tensors that are held as they are."""
+    if resized is not None:
+        rows, rows_before = (one.tensors[resized].shape[0] for one in (model, base))
+        yield (
+            f"`{resized}` has {rows} rows and the base's {rows_before}: call resize_token_embeddings({rows}) on the "
+            "base before PEFT loads the adapter"
+        )
     wte = next((name for name in names if name.endswith("wte.weight")), None)
     if tied and wte is not None:
         yield (

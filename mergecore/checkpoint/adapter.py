@@ -31,8 +31,8 @@ _PARTS = re.compile(
     r"|(?:modules_to_save\.|base_layer\.)?(?P<parameter>\w+))"
 )
 """`model.layers.0.mlp.up_proj.lora_A.weight`, `model.embed_tokens.lora_embedding_B`, `lm_head.weight`."""
-
-
+_UNTRAINED = ".original_module."
+"""In the names of what PEFT saves beside an embedding that was trained whole: the model's own."""
 _LARGEST_ALPHA = 1e30
 _COSTLY = re.compile(r".{300}|(?:[^*+?]*[*+?]){3}|(?:[^|]*\|){9}|\(\?|[)*+?][*+?]|\\\d|\{", re.DOTALL)
 """What no pattern of module names needs, and with which a search could take for ever: nested or many repetitions."""
@@ -60,8 +60,12 @@ class Adapter:
         return float(alpha) / (sqrt(rank) if self.config.get("use_rslora") else rank)
 
     def is_second_copy(self, parameter: str) -> bool:
-        """Whether a tensor may be the output head of a model whose head is its embedding: PEFT writes it twice."""
-        return bool(self.config.get("ensure_weight_tying")) and parameter.endswith(TIED_HEAD)
+        """Whether a tensor is the output head, if the model's head is its embedding: PEFT writes it twice.
+
+        It ties the two if it is told to, or where it trains no whole module, but saves resized embeddings.
+        """
+        is_tied = self.config.get("ensure_weight_tying") or self.config.get("modules_to_save", ()) is None
+        return is_tied and parameter.endswith(TIED_HEAD)
 
     def _of_module(self, key: str, module: str, default: Any) -> Any:
         """The value of the first pattern that matches the end of the module's name, as PEFT looks them up."""
@@ -82,7 +86,7 @@ class Adapter:
 
 
 def with_adapter(model: Checkpoint, folder: Path) -> Checkpoint:
-    """The model with the adapter in `folder` laid over it.
+    """The model with the adapter in `folder` laid over it. What it replaces may have another shape.
 
     Raises CheckpointError if the folder holds no LoRA adapter, and PlanError if the adapter doesn't fit the model.
     """
@@ -93,12 +97,13 @@ def with_adapter(model: Checkpoint, folder: Path) -> Checkpoint:
         for parameter, tensor in adapter.replaced.items()
         if parameter in model.tensors or not adapter.is_second_copy(parameter)
     }
+    tensors = {**model.tensors, **replaced}
     updates: dict[str, LowRank] = {}
     for module, factors in adapter.factors.items():
         for parameter, update in updates_of(adapter, module, factors):
             name = names.find(f"{module}.{parameter}")
-            updates[name] = _fitting(update, model.tensors[name], name, adapter)
-    return replace(model, tensors={**model.tensors, **replaced}, updates=updates)
+            updates[name] = _fitting(update, tensors[name], name, adapter)
+    return replace(model, tensors=tensors, updates=updates)
 
 
 def open_adapter(folder: Path) -> Adapter:
@@ -119,6 +124,8 @@ def open_adapter(folder: Path) -> Adapter:
     replaced: dict[str, TensorRef] = {}
     embeddings: set[str] = set()
     for name, tensor in read_weights(file).items():
+        if _UNTRAINED in name:
+            continue
         match = _PARTS.fullmatch(name.removeprefix(_PREFIX))
         if match is None or match["other"]:
             raise _dora(folder) if match and "magnitude" in match["other"] else _unknown(file, name)

@@ -220,6 +220,14 @@ def look_up(config: Mapping[str, Any], key: str) -> Any:
     return value
 
 
+def put(config: dict[str, Any], key: str, value: Any) -> None:
+    """Set what `look_up` finds."""
+    *sections, name = key.split(".")
+    for section in sections:
+        config = config.setdefault(section, {})
+    config[name] = value
+
+
 def first_key(config: Mapping[str, Any], keys: Iterable[str]) -> str | None:
     """The first of `keys` that has a value in `config`."""
     return next((key for key in keys if look_up(config, key) is not None), None)

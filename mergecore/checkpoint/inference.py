@@ -23,7 +23,7 @@ from mergecore.checkpoint.architecture import (
     look_up,
 )
 from mergecore.checkpoint.checkpoint import Checkpoint
-from mergecore.errors import PlanError
+from mergecore.errors import PlanError, some_of
 
 INFERRED = "inferred"
 """Begins `Architecture.definition` of what comes from here."""
@@ -76,7 +76,7 @@ def infer(models: Sequence[Checkpoint]) -> Architecture:
     notes = [f"`{name}` is not a known architecture; layers are taken to be {_listed(stacks[0])}"]
     partial = _not_in_all(modules, models)
     if partial:
-        shown = ", ".join(partial[:3]) + (", ..." if len(partial) > 3 else "")
+        shown = some_of(partial)
         notes.append(
             f"{len(partial)} kinds of tensors are not in all models, and merged from those that have them: {shown}"
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergecore.checkpoint.json_file import check_size
+from mergecore.checkpoint.json_file import check_size, parse_json
 from mergecore.errors import CheckpointError
 
 FAST = "tokenizer.json"
@@ -47,6 +47,11 @@ class TokenizerFiles:
             return path.read_bytes()
         except OSError as error:
             raise CheckpointError.at(path, f"can't be read: {error.strerror}") from error
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """What a JSON file says; empty if there is none. Raises CheckpointError."""
+        content = self.read(name)
+        return {} if content is None else parse_json(self.folder / name, content)
 
     def content(self, name: str) -> bytes:
         """Of a file that is written."""

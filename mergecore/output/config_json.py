@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from mergecore.checkpoint.architecture import put
 from mergecore.plan.plan import Plan
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -22,7 +23,7 @@ def config_json(plan: Plan) -> dict[str, Any]:
     config = copy.deepcopy(plan.donor_config)
     for settings in (*(layers.settings for layers in plan.layers), plan.vocabulary_settings):
         for key, value in settings.items():
-            _set(config, key, value)
+            put(config, key, value)
     said = [name for name in _DTYPE_KEYS if name in config]
     for name in said or ([] if "_class_name" in config else ["torch_dtype"]):  # diffusers knows no such key
         config[name] = plan.dtype.torch_name
@@ -30,14 +31,6 @@ def config_json(plan: Plan) -> dict[str, Any]:
         _set_tied(config, tied=not plan.has_head)
     config.pop("_name_or_path", None)
     return config
-
-
-def _set(config: dict[str, Any], key: str, value: Any) -> None:
-    """`text_config.n_layer` is inside of `text_config`."""
-    *sections, name = key.split(".")
-    for section in sections:
-        config = config.setdefault(section, {})
-    config[name] = value
 
 
 def _set_tied(config: dict[str, Any], *, tied: bool) -> None:

@@ -1,4 +1,4 @@
-"""What is wrong with a model folder: it is compared with its manifest, structure first, then every tensor's hash."""
+"""What is wrong with a folder: it is compared with its manifest, structure first, then every tensor's hash."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def find_damage(folder: Path, manifest: Manifest, *, threads: int, on_progress: 
 
 
 def _leftovers(folder: Path, manifest: Manifest) -> Iterator[Problem]:
-    """Files that would not be there after a merge."""
+    """Files that would not be there if all had gone well."""
     for path in sorted(folder.iterdir()):
         if path.name == JOURNAL:
-            hint = "give the same `mergecore merge` command again to finish it"
-            yield Problem(str(path), "is left of a merge that was interrupted", hint)
+            hint = "give the same command again to finish it"
+            yield Problem(str(path), "is left of a run that was interrupted", hint)
         elif path.suffix == PARTIAL:
-            yield Problem(str(path), "is an unfinished file of a merge", "remove it if no merge is running")
+            yield Problem(str(path), "is an unfinished file", "remove it if no other run is writing to this folder")
         elif path.suffix == ".safetensors" and path.name not in manifest.weights:
             yield Problem(str(path), "is not one of the weight files that were written")
 

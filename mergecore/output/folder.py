@@ -18,7 +18,8 @@ from mergecore.checkpoint.weight_files import INDEX_SUFFIX, written_stem
 from mergecore.errors import PlanError, RunError
 from mergecore.output.config_json import config_json
 from mergecore.output.manifest import MANIFEST, manifest
-from mergecore.output.model_card import config_text, model_card
+from mergecore.output.model_card import CARD, config_text, model_card
+from mergecore.output.whole_file import write_whole
 from mergecore.plan.plan import Plan
 from mergecore.stream.execute import Report
 from mergecore.stream.identity import changed_inputs, difference, file_identity, identity, input_files, same_plan
@@ -180,15 +181,15 @@ def finish_folder(
             _write_tokenizer(folder, plan.tokenizer)
         _copy_files(plan.models[plan.donor].folder, folder, plan.files)
         if write_card:
-            _write(folder / "README.md", model_card(plan))
-        _write(folder / RESOLVED_CONFIG_FILE, config_text(plan))
+            write_whole(folder / CARD, model_card(plan))
+        write_whole(folder / RESOLVED_CONFIG_FILE, config_text(plan))
         if len(plan.shards) > 1:
             _write_json(folder / _index_file(plan), _index(plan))
         if plan.donor_config:
             _write_json(folder / CONFIG_FILE, config_json(plan))
         names = [path.name for path in (folder / name for name in _written_files(plan)) if path.is_file()]
         content = manifest(folder, plan, report, journal.history.identity, files=names, options=options)
-        _write(folder / MANIFEST, content)
+        write_whole(folder / MANIFEST, content)
         _sync_folder(folder)
     except OSError as error:
         raise write_error(Path(error.filename or folder), error) from error
@@ -260,18 +261,7 @@ def _size(path: Path) -> int | None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _write(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """The whole file or none of it. A link in the place of the temporary file is not followed."""
-    partial = path.with_name(path.name + PARTIAL)
-    partial.unlink(missing_ok=True)
-    with partial.open("x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""mergecore.json: what was merged into a folder, with what, and the hash of every tensor.
+"""mergecore.json: what was written into a folder, from what, with what, and the hash of every tensor.
 
 `mergecore verify` compares the folder with it.
 """
@@ -21,10 +21,14 @@ from mergecore.checkpoint.model_reference import ModelReference
 from mergecore.errors import CheckpointError
 from mergecore.plan.plan import Plan
 from mergecore.stream.execute import Report, Work
-from mergecore.stream.identity import file_identity, input_files
+from mergecore.stream.identity import DISTRIBUTION, file_identity, input_files
 
 MANIFEST = "mergecore.json"
-_FORMAT = 1
+FORMAT = 1
+ADAPTER = "adapter"
+"""The `kind` of a manifest that is not a model's."""
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255
+"""Bytes."""
 
 
 def _path(text: str) -> str:
@@ -44,8 +48,6 @@ def _reference(text: str) -> str:
     return text
 
 
-_LONGEST_PATH, _LONGEST_NAME = 4096, 255
-"""Bytes."""
 _Path = Annotated[str, AfterValidator(_path)]
 _FileName = Annotated[_Path, AfterValidator(_file_name)]
 
@@ -57,6 +59,9 @@ class _Model(BaseModel):
 
 class _Options(BaseModel):
     plugins: list[str]
+
+
+class _MergeOptions(_Options):
     allow_crimes: bool
     tensors: str
 
@@ -70,10 +75,16 @@ class _Content(BaseModel):
     models: list[_Model]
     inputs: dict[_Path, dict[str, Any]]
     inputs_of_stages: dict[str, dict[_Path, dict[str, Any]]]
-    survey: Any
     weights: dict[_FileName, NonNegativeInt]
     files: dict[_FileName, str]
     tensors: list[tuple[str, _FileName, str, list[int], str]]
+
+
+class _MergeContent(_Content):
+    """What is read beside it of a merge of models, to merge again."""
+
+    options: _MergeOptions
+    survey: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,11 @@ class Manifest:
     content: dict[str, Any]
     """All of it."""
     tensors: tuple[TensorEntry, ...]
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds a LoRA adapter, and not a model."""
+        return self.content.get("kind") == ADAPTER
 
     @property
     def weights(self) -> dict[str, int]:
@@ -127,13 +143,8 @@ def manifest(
     """The manifest's text. `identity` is what decided the bytes; `files` are there, beside the weights."""
     stages = (*plan.before, plan)
     content = {
-        "format": _FORMAT,
-        "versions": {
-            "mergecore": identity["mergecore"],
-            "torch": _version("torch"),
-            "triton": _version("triton"),
-            "python": platform.python_version(),
-        },
+        "format": FORMAT,
+        "versions": versions(),
         "backend": asdict(report.backend),
         "seed": plan.seed,
         "config": [stage.config for stage in stages],
@@ -187,12 +198,11 @@ def read_manifest(folder: Path) -> Manifest:
     found = content.pop("checksum", None)
     if found is None or found != checksum(content):
         raise CheckpointError.at(path, "is damaged: its checksum is wrong")
-    if content.get("format") != _FORMAT:
-        raise CheckpointError.at(
-            path, f"has the format {content.get('format')}, expected {_FORMAT}", "update mergecore"
-        )
+    if content.get("format") != FORMAT:
+        raise CheckpointError.at(path, f"has the format {content.get('format')}, expected {FORMAT}", "update mergecore")
+    schema = _Content if content.get("kind") == ADAPTER else _MergeContent
     try:
-        _Content.model_validate(content)
+        schema.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
@@ -216,6 +226,12 @@ def checksum(content: Mapping[str, Any]) -> str:
 def file_hash(path: Path) -> str:
     """Of a small file. Raises OSError."""
     return xxh3_128(path.read_bytes()).hexdigest()
+
+
+def versions() -> dict[str, str | None]:
+    """Of what may decide the bytes; None for a package that isn't installed."""
+    packages = {"mergecore": DISTRIBUTION, "torch": "torch", "triton": "triton"}
+    return {name: _version(package) for name, package in packages.items()} | {"python": platform.python_version()}
 
 
 def _work(work: Work) -> dict[str, Any]:

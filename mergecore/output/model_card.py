@@ -11,6 +11,7 @@ from mergecore import methods
 from mergecore.checkpoint.model_reference import ModelReference
 from mergecore.plan.plan import Model, Plan
 
+CARD = "README.md"
 _MARKUP = re.compile(r"[\\`*\[\]|#!]")
 """What begins something in Markdown, but for `<` and `&`."""
 

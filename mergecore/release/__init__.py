@@ -1,1 +1,1 @@
-"""Publishes merged models on the Hub."""
+"""Publishes merged models and adapters on the Hub."""

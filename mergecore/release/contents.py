@@ -1,4 +1,4 @@
-"""What is published of a merged model's folder: its files, and a manifest that doesn't name folders of this machine."""
+"""What is published of a folder: its files, and a manifest that doesn't name folders of this machine."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 from mergecore.checkpoint.model_reference import ModelReference
 from mergecore.errors import ReleaseError
 from mergecore.output.manifest import MANIFEST, Manifest, manifest_text, read_manifest
+from mergecore.output.model_card import CARD
 from mergecore.stream.journal import JOURNAL
 from mergecore.stream.writer import PARTIAL
 
-_CARD = "README.md"
 _CACHES = ("__pycache__",)
 
 
 def read_finished(folder: Path) -> Manifest:
-    """The manifest of a merge that came to its end. Raises ReleaseError, CheckpointError if the manifest is damaged."""
+    """The manifest of a run that came to its end. Raises ReleaseError, CheckpointError if the manifest is damaged."""
     if not folder.is_dir():
-        raise ReleaseError.at(folder, "there is no such folder", "give the folder of a merged model")
+        raise ReleaseError.at(folder, "there is no such folder", "give the folder of a merged model or an adapter")
     unfinished = [path for path in folder.iterdir() if path.name == JOURNAL or path.suffix == PARTIAL]
     if unfinished:
-        hint = "give the same `mergecore merge` command again to finish it"
-        raise ReleaseError.at(folder, f"is unfinished: {unfinished[0].name} is left of a merge", hint)
+        hint = "give the command that wrote it again to finish it"
+        raise ReleaseError.at(folder, f"is unfinished: {unfinished[0].name} is left in it", hint)
     if not (folder / MANIFEST).is_file():
         raise ReleaseError.at(folder, f"has no {MANIFEST}", "only what mergecore wrote, and can verify, is pushed")
     return read_manifest(folder)
@@ -41,7 +41,7 @@ def contents(folder: Path, manifest: Manifest) -> dict[str, Path | bytes]:
 
 def not_written(names: Iterable[str], manifest: Manifest) -> list[str]:
     """The files among `names` that somebody else put into the folder."""
-    return [name for name in names if name not in {*manifest.weights, *manifest.files, MANIFEST, _CARD}]
+    return [name for name in names if name not in {*manifest.weights, *manifest.files, MANIFEST, CARD}]
 
 
 def _visible(folder: Path, root: Path, weights: Collection[str]) -> Iterator[tuple[str, Path]]:
@@ -96,8 +96,11 @@ def _name(model: dict[str, Any]) -> str:
 
 
 def local_paths(manifest: Manifest) -> list[str]:
-    """The folders of this machine that the config names, each once: they stand in the card, too."""
-    return list(dict.fromkeys(text for text in _texts(manifest.content["config"]) if _is_absolute(text)))
+    """The folders of this machine that the config names, and an adapter its base by, each once: they stand in the card,
+    too.
+    """
+    named = [manifest.content["config"], manifest.content.get("base")]
+    return list(dict.fromkeys(text for text in _texts(named) if _is_absolute(text)))
 
 
 def _texts(content: Any) -> Iterator[str]:

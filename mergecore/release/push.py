@@ -1,4 +1,4 @@
-"""Puts a merged model on the Hub, if it is whole."""
+"""Puts a merged model or an adapter on the Hub, if it is whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergecore.release.contents import contents, local_paths, not_written, read_
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A model that was put on the Hub."""
+    """A model or an adapter that was put on the Hub."""
 
     url: str
     """Of its page."""
@@ -34,11 +34,11 @@ def push(
     tell: Callable[[str], None] = lambda line: None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> Release:
-    """Verify the folder that `merge` wrote, and upload it to the model repository `org/name`, which is made if needed.
+    """Verify the folder of a merged model or an adapter, and upload it to the model repository `org/name`.
 
-    `revision` is a branch. Without a token of huggingface_hub's nothing is begun. The same call goes on after an
-    interruption. mergecore.json goes up without the folders of this machine. `tell` and `warn` are given lines for the
-    user; `show_progress` leaves huggingface_hub its progress bars.
+    The repository is made if needed. `revision` is a branch. Without a token of huggingface_hub's nothing is begun. The
+    same call goes on after an interruption. mergecore.json goes up without the folders of this machine. `tell` and
+    `warn` are given lines for the user; `show_progress` leaves huggingface_hub its progress bars.
 
     Raises ReleaseError, also if the folder isn't what was written, or CheckpointError if its manifest is damaged.
     """
@@ -69,7 +69,7 @@ def push(
         target,
         files,
         delete=delete,
-        message="Upload a model merged with mergecore",
+        message=f"Upload {'a LoRA adapter made' if manifest.is_adapter else 'a model merged'} with mergecore",
         on_file=on_file,
         show_progress=show_progress,
     )

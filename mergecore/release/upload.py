@@ -29,6 +29,7 @@ from mergecore.checkpoint.location import HUB_NAME
 from mergecore.checkpoint.tokenizer_files import GENERATION, TOKENIZER_FILES
 from mergecore.checkpoint.weight_files import INDEX_SUFFIX
 from mergecore.errors import ReleaseError
+from mergecore.output.model_card import CARD
 
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _AGAIN = "give the same command again: what is there already is not sent again"
@@ -172,8 +173,8 @@ def _explanation(error: BaseException, repository: Repository) -> tuple[str, str
         return _answer(error.response.status_code, str(host))
     if isinstance(error, HTTPError):
         return f"there is no connection to {host} ({type(error).__name__})", _AGAIN
-    if isinstance(error, ValueError) and "README.md" in str(error):
-        return "the Hub doesn't accept the metadata at the top of README.md", "see the model card's documentation"
+    if isinstance(error, ValueError) and CARD in str(error):
+        return f"the Hub doesn't accept the metadata at the top of {CARD}", "see the model card's documentation"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename} can't be read: {error.strerror}", ""
     return f"the upload to {host} broke off ({type(error).__name__})", _AGAIN

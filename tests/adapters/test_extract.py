@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_vocabularies import TEXTS, save_model, train, with_added
 from torch import Tensor
 
 import mergecore
@@ -244,6 +245,44 @@ class TestModules:
         )
         assert "resize_token_embeddings(53)" in (tmp_path / "lora" / "README.md").read_text()
 
+    def test_a_larger_vocabulary_takes_its_tokenizer_along(self, tmp_path: Path) -> None:
+        small = train("BPE", TEXTS["a"])
+        base = save_model(tmp_path / "base", small, 0)
+        tuned = save_model(tmp_path / "tuned", with_added(small, "<new>"), 1)
+        mergecore.extract_lora(tuned, base, tmp_path / "lora", energy=1, device="cpu")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert (tmp_path / "lora" / name).read_bytes() == (tuned / name).read_bytes()
+        (tmp_path / "lora" / "tokenizer.json").write_bytes((tuned / "tokenizer.json").read_bytes() + b" ")
+        assert [problem.what for problem in mergecore.verify(tmp_path / "lora").problems] == ["is not what was written"]
+        found = with_mergecore(base, tmp_path / "lora", tmp_path / "out")
+        assert torch.equal(found["model.embed_tokens.weight"], weights(tuned)["model.embed_tokens.weight"])
+        config = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert config["vocab_size"] == json.loads((tuned / "config.json").read_text())["vocab_size"]
+        mergecore.extract_lora(tuned, base, tmp_path / "lora", exclude=["embed|head"], overwrite=True, device="cpu")
+        assert not (tmp_path / "lora" / "tokenizer.json").exists()
+
+    def test_a_head_whose_number_is_that_after_the_last_layer(self, make_model: MakeModel, tmp_path: Path) -> None:
+        """In mixformer-sequential the head is a layer, too."""
+        kind = {"architectures": ["MixFormerSequentialForCausalLM"], "model_type": "mixformer-sequential", "n_layer": 1}
+
+        def model(name: str, rows: int, seed: int) -> Path:
+            generator = torch.Generator().manual_seed(seed)
+            shapes: dict[str, tuple[int, ...]] = {
+                "layers.0.wte.weight": (rows, 8),
+                "layers.1.mixer.Wqkv.weight": (24, 8),
+                "layers.2.linear.weight": (rows, 8),
+                "layers.2.linear.bias": (rows,),
+            }
+            tensors = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+            return make_model(name, tensors, vocab_size=rows, **kind)
+
+        report, config, tensors = extracted((model("tuned", 12, 1), model("base", 10, 0)), tmp_path / "lora", rank=2)
+        assert {t.name for t in report.tensors if t.rank is None} == {
+            "layers.0.wte.weight", "layers.2.linear.weight", "layers.2.linear.bias"
+        }  # fmt: skip
+        assert tensors[f"{PREFIX}layers.2.linear.weight"].shape == (12, 8)
+        assert config["modules_to_save"] == ["linear", "wte"]
+
 
 def of_transformers(config: Any, folder: Path) -> tuple[Path, Path]:
     """A random model of this config, and a fine-tune in which all of its tensors changed."""
@@ -421,9 +460,9 @@ class TestFolder:
         extracted(
             pair, tmp_path / "lora", on_progress=lambda _: seen.extend(p.name for p in (tmp_path / "lora").iterdir())
         )
-        assert set(seen) == {"adapter_model.safetensors.partial"}
+        assert set(seen) == {"adapter_model.safetensors.partial", ".mergecore-journal"}
         assert {path.name for path in (tmp_path / "lora").iterdir()} == {
-            "README.md", "adapter_config.json", "adapter_model.safetensors"
+            "README.md", "adapter_config.json", "adapter_model.safetensors", "mergecore.json"
         }  # fmt: skip
 
 
@@ -453,6 +492,10 @@ class TestMessages:
 
     def test_folders(self, pair: tuple[Path, Path], tmp_path: Path) -> None:
         self.fails(pair, pair[1], f"{pair[1]}: is the folder of the input {pair[1]}", overwrite=True)
+        lora = tmp_path / "lora"
+        extracted(pair, lora, rank=2)
+        with pytest.raises(MergeError, match=re.escape(f"{lora}: is the folder of the input {lora}")):
+            mergecore.extract_lora(f"{pair[1]}+{lora}", pair[1], lora, device="cpu", overwrite=True)
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "notes.txt").touch()
         self.fails(pair, tmp_path / "full", "is not empty (hint: --overwrite replaces the adapter in it)")

@@ -88,6 +88,19 @@ def test_merge_lora(pair: tuple[Path, Path], tmp_path: Path) -> None:
     config.write_text("merge_method: dare_linear\nmodels:\n- {model: a, parameters: {weight: 1, density: 0.5}}\n")
     _, said = run("merge-lora", config, tmp_path / "out", "--overwrite", "--seed", "7")
     assert said[0] == "Merged 14 modules by dare_linear: rank 2, seed 7"
+    printed, said = run("merge-lora", config, tmp_path / "out", "--overwrite", "--seed", "7", "--json", "-q")
+    facts = json.loads(printed)
+    assert said == []
+    ranks = facts.pop("ranks")
+    assert (len(ranks), ranks["model.layers.0.mlp.up_proj"]) == (14, 2)
+    assert facts == {
+        "folder": str(tmp_path / "out"),
+        "method": "dare_linear",
+        "relative_error": None,
+        "seed": 7,
+        "bytes": (tmp_path / "out" / "adapter_model.safetensors").stat().st_size,
+        "notes": [],
+    }
 
 
 def test_a_base_on_the_hub(hub: HubServer, pair: tuple[Path, Path], tmp_path: Path) -> None:

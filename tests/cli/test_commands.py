@@ -69,6 +69,12 @@ def test_mergekits_flags_are_accepted(make_model, tmp_path: Path) -> None:
     assert "--seed" in hidden
 
 
+def test_the_flag_that_lets_a_model_run_code_has_no_effect(make_model, tmp_path: Path) -> None:
+    done = run("merge", linear(tmp_path, make_model("a")), tmp_path / "out", "--trust-remote-code", "-j", "0")
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: --trust-remote-code has no effect: code of a model is never run\n")
+
+
 def test_a_flag_that_would_change_the_output_is_refused(make_model, tmp_path: Path) -> None:
     done = run("merge", linear(tmp_path, make_model("a")), tmp_path / "out", "--no-safe-serialization")
     assert done.returncode == 2

@@ -140,6 +140,33 @@ def test_stages_and_adapters_are_told_by_their_last_folder(hub: HubServer, out: 
     assert str(here).encode() not in published(hub)["mergecore.json"]
 
 
+def test_an_adapter(hub: HubServer, out: Path, here: Path) -> None:
+    adapter = here / "lora"
+    mergecore.extract_lora("a", "b", adapter, rank=2, device="cpu")
+    done = run(adapter, REPO)
+    assert done.exit_code == 0, done.output
+    assert "Uploading adapter_model.safetensors (1 of 1)\n" in done.stderr
+    found = published(hub)
+    assert {**found, "mergecore.json": b""} == {**visible(adapter), "mergecore.json": b""}
+    for content in found.values():
+        assert str(here).encode() not in content
+    (here / "copy").mkdir()
+    for name, content in found.items():
+        (here / "copy" / name).write_bytes(content)
+    assert mergecore.verify(here / "copy").passed
+
+
+def test_a_merged_adapter_is_pushed_with_a_warning_of_its_bases_folder(hub: HubServer, out: Path, here: Path) -> None:
+    mergecore.extract_lora("a", here / "b", here / "lora", rank=2, skip_undecomposable=True, exclude=["embed|head"])
+    config = {"merge_method": "cat", "models": [{"model": "lora", "parameters": {"weight": 2}}]}
+    mergecore.merge_lora(config, here / "merged")
+    done = run(here / "merged", REPO)
+    assert f"warning: the config, which is published too, names folders of this machine: {here / 'b'}\n" in done.stderr
+    manifest = json.loads(published(hub)["mergecore.json"])
+    assert manifest["models"] == [{"name": "lora", "folder": "lora", "commit": None}]
+    assert list(manifest["inputs"]) == ["lora/adapter_model.safetensors", "lora/adapter_config.json"]
+
+
 def test_what_is_hidden_or_unfinished_stays_here_and_what_others_wrote_is_told(hub: HubServer, out: Path) -> None:
     for name in (".env", ".cache/huggingface/x", "__pycache__/x.pyc", "LICENSE", "plots/loss.svg"):
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -252,15 +279,18 @@ def nothing_was_asked(hub: HubServer) -> bool:
 
 def test_unfinished_folders(hub: HubServer, out: Path, here: Path) -> None:
     (out / ".mergecore-journal").write_text("")
-    hint = "(hint: give the same `mergecore merge` command again to finish it)"
-    assert fails(out) == f"{out}: is unfinished: .mergecore-journal is left of a merge {hint}"
+    hint = "(hint: give the command that wrote it again to finish it)"
+    assert fails(out) == f"{out}: is unfinished: .mergecore-journal is left in it {hint}"
     (out / ".mergecore-journal").unlink()
     (out / "model.safetensors.partial").write_text("")
-    assert fails(out) == f"{out}: is unfinished: model.safetensors.partial is left of a merge {hint}"
+    assert fails(out) == f"{out}: is unfinished: model.safetensors.partial is left in it {hint}"
     (out / "model.safetensors.partial").unlink()
     (out / "mergecore.json").unlink()
     assert fails(out) == f"{out}: has no mergecore.json (hint: only what mergecore wrote, and can verify, is pushed)"
-    assert fails(here / "gone") == f"{here / 'gone'}: there is no such folder (hint: give the folder of a merged model)"
+    assert (
+        fails(here / "gone")
+        == f"{here / 'gone'}: there is no such folder (hint: give the folder of a merged model or an adapter)"
+    )
     assert nothing_was_asked(hub)
 
 
