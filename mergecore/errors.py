@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -87,3 +88,9 @@ class EvaluationError(MergeError):
 
 class ReleaseError(MergeError):
     """A model can't be published."""
+
+
+def some_of(names: Iterable[str], most: int = 3) -> str:
+    """`a, b, c, ...`: the first of many names, for a message."""
+    shown = list(islice(names, most + 1))
+    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")

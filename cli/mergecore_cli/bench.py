@@ -51,8 +51,9 @@ def kernels(
     GB/s count every input read once and the output written once. Beside them: the share of a plain copy's GB/s, and the
     same operation written by hand in torch.
     """
+    from mergecore.diagnostics.choices import require_plotting
     from mergecore.diagnostics.kernel_bench import time_kernels
-    from mergecore.diagnostics.roofline import draw_roofline, require_plotting
+    from mergecore.diagnostics.roofline import draw_roofline
 
     if plot is not None:
         require_plotting(plot)

@@ -56,12 +56,11 @@ def merge(
     floor: reading all inputs once and writing the output, by as many processes, without arithmetic.
     """
     from mergecore.checkpoint.dtypes import Dtype
-    from mergecore.diagnostics.choices import require_folder_of, require_known
+    from mergecore.diagnostics.choices import require_folder_of, require_known, require_plotting
     from mergecore.diagnostics.merge_bench import time_merges
     from mergecore.diagnostics.merge_bench_chart import draw_merges
     from mergecore.diagnostics.merge_bench_models import ModelSet
     from mergecore.diagnostics.merge_bench_shapes import shape_like
-    from mergecore.diagnostics.roofline import require_plotting
 
     require_known([dtype], "--dtype", ("bfloat16", "float16", "float32"))
     if plot is not None:

@@ -150,10 +150,15 @@ class ByteProgress:
         self._bar.update(self._bar.task_ids[0], advance=written, rate=f"{rate:.2f} GB/s")
 
 
+def shows_progress() -> bool:
+    """On a terminal, unless `-q`."""
+    return err().is_terminal and not quiet
+
+
 @contextmanager
 def byte_progress() -> Iterator[ByteProgress]:
     """A progress bar on a terminal; silent elsewhere and with `-q`."""
-    if quiet or not err().is_terminal:
+    if not shows_progress():
         yield ByteProgress(None)
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn

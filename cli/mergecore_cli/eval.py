@@ -16,7 +16,7 @@ from mergecore_cli.options import Quiet
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mergecore.evaluation.scores import ModelScore, TaskScore
+    from mergecore.evaluation.scores import ModelScore
 
 
 def eval_(
@@ -73,11 +73,12 @@ def eval_(
 
     The loss is the mean of -ln p per token, in windows that don't overlap: lower is better.
     """
-    from mergecore.diagnostics.roofline import require_plotting
+    from mergecore.diagnostics.choices import require_plotting
     from mergecore.evaluation.card import check_card, write_card
     from mergecore.evaluation.chart import draw_scores
     from mergecore.evaluation.evaluate import evaluate
     from mergecore.evaluation.tasks import TaskOptions
+    from mergecore.output.model_card import CARD
 
     given, extra_texts = _split(models)
     texts = list(_text_files([*(text or ()), *extra_texts]))
@@ -124,7 +125,7 @@ def eval_(
         console.talk(f"Wrote {plot}")
     for folder in cards:
         write_card(folder, scores, labels, window=window, dtype=dtype, limit=limit)
-        console.talk(f"Wrote the results into {folder / 'README.md'}")
+        console.talk(f"Wrote the results into {folder / CARD}")
 
 
 def _split(arguments: Iterable[Path]) -> tuple[list[Path], list[Path]]:
@@ -223,10 +224,10 @@ def _text_table(scores: Sequence[ModelScore], names: Sequence[str]) -> Table:
 def _task_table(scores: Sequence[ModelScore], names: Sequence[str]) -> Table:
     """Models as rows; the metrics of the tasks that were asked for as columns, with their standard errors."""
     table = _table_of_models()
-    for task in _asked_for(scores[0]):
+    for task in scores[0].tasks_asked_for:
         table.add_column(f"{task.task}\n{task.label}", justify="right")
     for score, name in zip(scores, names, strict=True):
-        table.add_row(name, *(_with_error(task) for task in _asked_for(score)))
+        table.add_row(name, *(task.value_text for task in score.tasks_asked_for))
     return table
 
 
@@ -237,14 +238,6 @@ def _table_of_models() -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("model")
     return table
-
-
-def _asked_for(score: ModelScore) -> list[TaskScore]:
-    return [task for task in score.tasks if task.asked_for]
-
-
-def _with_error(task: TaskScore) -> str:
-    return f"{task.value:.3f}" if task.stderr is None else f"{task.value:.3f} ± {task.stderr:.3f}"
 
 
 def _significant(value: float) -> str:

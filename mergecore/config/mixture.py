@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import PlainValidator, TypeAdapter, ValidationError
 
@@ -18,15 +18,18 @@ from mergecore.config.setting import shown
 
 METHOD = "moe"
 """The `merge_method` of a mixture, which may be left out."""
+GateMode: TypeAlias = Literal["hidden", "hidden_avg", "cheap_embed", "random", "uniform_random"]
+GATE_MODES: tuple[str, ...] = get_args(GateMode)
 RANDOM_MODES = ("random", "uniform_random")
-GATE_MODES = ("hidden", "hidden_avg", "hidden_last", "cheap_embed", *RANDOM_MODES)
+_OTHER_NAMES = {"hidden_last": "hidden", "uniform": "uniform_random"}
+"""Of modes."""
 ARCHITECTURES = ("Mixtral", "DeepSeek MoE", "Qwen MoE", "Qwen3 MoE")
 """In the order in which they are tried. A config may give the beginning of a name."""
 LAYOUTS = ("separate", "stacked")
 _LONGEST = 50
 """Of a name that may be misspelt: to compare a long text would take long."""
-NUMBER = TypeAdapter(float)
-WHOLE_NUMBER = TypeAdapter(int)
+_NUMBER = TypeAdapter(float)
+_WHOLE_NUMBER = TypeAdapter(int)
 
 
 def is_mixture(raw: Mapping[Any, Any]) -> bool:
@@ -50,7 +53,8 @@ def _method(value: object) -> str:
 
 
 def _gate_mode(value: object) -> str:
-    return RANDOM_MODES[1] if value == "uniform" else _one_of(value, GATE_MODES, "a mode for gates")
+    name = _OTHER_NAMES.get(value, value) if isinstance(value, str) else value
+    return _one_of(name, GATE_MODES, "a mode for gates")
 
 
 def _architecture(value: object) -> str | None:
@@ -80,7 +84,7 @@ def _prompts(value: object) -> tuple[str, ...]:
 
 def _finite(value: object) -> float:
     try:
-        number = NUMBER.validate_python(value)
+        number = _NUMBER.validate_python(value)
     except ValidationError:
         raise ValueError(f"expected a number, found {shown(value)}") from None
     if not math.isfinite(number):
@@ -98,7 +102,7 @@ def _factor(value: object) -> float:
 
 def _positive(value: object) -> int:
     try:
-        count = WHOLE_NUMBER.validate_python(value)
+        count = _WHOLE_NUMBER.validate_python(value)
     except ValidationError:
         count = 0
     if count < 1:
@@ -107,7 +111,6 @@ def _positive(value: object) -> int:
 
 
 Prompts: TypeAlias = Annotated[tuple[str, ...], PlainValidator(_prompts)]
-GateMode: TypeAlias = Literal["hidden", "hidden_avg", "hidden_last", "cheap_embed", "random", "uniform_random"]
 
 
 class Expert(Part):

@@ -6,7 +6,10 @@ import difflib
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from mergecore.errors import ConfigError
+from mergecore.errors import ConfigError, RunError
+
+_FORMATS = (".png", ".svg")
+"""Of charts."""
 
 
 def require_known(names: Iterable[str], option: str, known: Collection[str]) -> None:
@@ -22,3 +25,14 @@ def require_folder_of(path: Path, option: str) -> None:
     """Raise ConfigError if there is no folder for the file `path`."""
     if not path.absolute().parent.is_dir():
         raise ConfigError.at(option, f"there is no folder `{path.parent}`", "make it first")
+
+
+def require_plotting(path: Path) -> None:
+    """Raise, before anything is computed, if no chart could be written to `path`."""
+    if path.suffix not in _FORMATS:
+        raise ConfigError.at("--plot", f"`{path}` is not the name of a chart", f"end it in {' or '.join(_FORMATS)}")
+    require_folder_of(path, "--plot")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise RunError.at("--plot", "matplotlib is not installed", "pip install 'mergecore-triton[report]'") from error

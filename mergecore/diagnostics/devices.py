@@ -10,22 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from mergecore.errors import RunError
-
 if TYPE_CHECKING:
     from mergecore_kernels.cases import Ops
-
-
-def pick_device(name: str) -> str:
-    """`auto` is the first GPU, or the CPU. Raises RunError where there is no such device."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError.at("--device", f"`{name}` can't be used: {reason}", "cpu and cuda are devices") from error
-    return name
 
 
 def load_ops(backend: str) -> Ops:

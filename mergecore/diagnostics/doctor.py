@@ -9,10 +9,11 @@ import torch
 
 from mergecore.diagnostics.batch_check import check_batches
 from mergecore.diagnostics.cpu_arithmetic import Finding, check_cpu
-from mergecore.diagnostics.devices import load_kernels, pick_device
+from mergecore.diagnostics.devices import load_kernels
 from mergecore.diagnostics.environment import Environment, look_around
 from mergecore.diagnostics.kernel_check import KernelCheck, check_kernels, planned_cases
 from mergecore.diagnostics.merge_check import MergeCheck, check_merges
+from mergecore.torch_device import pick_device
 
 NO_GPU = "the kernels: torch sees no GPU. The test suite checks them on the CPU, in triton's interpreter"
 NO_MERGES = "merges on a GPU: there is none. The test suite does them on a stand-in for one"

@@ -9,10 +9,11 @@ from functools import cache
 import torch
 
 from mergecore.diagnostics.choices import require_known
-from mergecore.diagnostics.devices import load_ops, pick_device, used_alone
+from mergecore.diagnostics.devices import load_ops, used_alone
 from mergecore.diagnostics.environment import Environment, look_around
 from mergecore.errors import ConfigError, RunError
 from mergecore.stream.backend import Backend, choose_backend
+from mergecore.torch_device import pick_device
 from mergecore_kernels.cases import (
     BY_HAND,
     DTYPES,

@@ -19,11 +19,11 @@ from mergecore.diagnostics.merge_bench_models import ModelSet, Progress, no_prog
 from mergecore.diagnostics.merge_bench_place import generated_models, output_folder, tiny_models
 from mergecore.diagnostics.merge_bench_report import MergeBenchReport, MergeTiming
 from mergecore.diagnostics.merge_bench_tools import Tool, mergecore_tool, mergekit_tool
-from mergecore.diagnostics.page_cache import drop, require_dropping, warm
 from mergecore.diagnostics.process_tree import Usage, require_measuring
 from mergecore.errors import RunError
 from mergecore.methods import Method, get
 from mergecore.plan.plan import Plan
+from mergecore.prediction.page_cache import drop, require_dropping, warm
 from mergecore.stream.pool import default_workers
 
 METHODS = (

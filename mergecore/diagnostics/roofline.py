@@ -5,25 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergecore.diagnostics.choices import require_folder_of
-from mergecore.errors import ConfigError, RunError
-
 if TYPE_CHECKING:
     from mergecore.diagnostics.kernel_bench import BenchReport
 
-FORMATS = (".png", ".svg")
 MARKERS = {"bf16": "o", "fp16": "^", "fp32": "s", "e4m3": "v", "e5m2": "D"}
-
-
-def require_plotting(path: Path) -> None:
-    """Raise, before anything is timed, if no chart could be written to `path`."""
-    if path.suffix not in FORMATS:
-        raise ConfigError.at("--plot", f"`{path}` is not the name of a chart", f"end it in {' or '.join(FORMATS)}")
-    require_folder_of(path, "--plot")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise RunError.at("--plot", "matplotlib is not installed", "pip install 'mergecore-triton[report]'") from error
 
 
 def draw_roofline(report: BenchReport, path: Path) -> None:

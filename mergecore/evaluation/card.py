@@ -8,9 +8,10 @@ from pathlib import Path
 
 from mergecore.errors import CheckpointError
 from mergecore.evaluation.scores import ModelScore, TaskScore
-from mergecore.output.model_card import escaped
+from mergecore.output.model_card import CARD, escaped
+from mergecore.output.whole_file import write_whole
+from mergecore.stream.writer import telling_write_errors
 
-CARD = "README.md"
 _BEGIN, _END = "<!-- begin: mergecore eval -->", "<!-- end: mergecore eval -->"
 """Around the section, so that another evaluation takes its place."""
 
@@ -23,17 +24,16 @@ def check_card(folder: Path) -> None:
 def write_card(
     folder: Path, scores: Sequence[ModelScore], names: Sequence[str], *, window: int, dtype: str, limit: int | None
 ) -> None:
-    """Write the section into the card of the model in `folder`, in place of an earlier one. Raises CheckpointError.
+    """Write the section into the card of the model in `folder`, in place of an earlier one. Raises CheckpointError,
+    and RunError if it can't be written.
 
     names: of the models, in the order of the scores; this one is called so.
     """
     before, after = _around(folder)
     rows = ["this model" if score.model == folder else escaped(name) for score, name in zip(scores, names, strict=True)]
     section = "\n".join(_section(scores, rows, window=window, dtype=dtype, limit=limit))
-    path = folder / CARD
-    partial = path.with_name(CARD + ".partial")
-    partial.write_text(f"{before}{_BEGIN}\n{section}\n{_END}{after}", encoding="utf-8")
-    partial.replace(path)
+    with telling_write_errors(folder / CARD):
+        write_whole(folder / CARD, f"{before}{_BEGIN}\n{section}\n{_END}{after}")
 
 
 def _around(folder: Path) -> tuple[str, str]:
@@ -64,9 +64,9 @@ def _section(
             [*names, "mean"], rows, [[*(f"{t.loss:.3f}" for t in s.texts), f"{s.mean_loss:.3f}"] for s in scores]
         )
         yield f"\nLoss: mean of -ln p per token, in windows of {window} tokens that don't overlap.\n"
-    if tasks := _asked_for(scores[0]):
+    if tasks := scores[0].tasks_asked_for:
         names = [f"{escaped(t.task)}, {escaped(t.label)}" for t in tasks]
-        yield from _table(names, rows, [[_value(t) for t in _asked_for(s)] for s in scores])
+        yield from _table(names, rows, [[t.value_text for t in s.tasks_asked_for] for s in scores])
         some = "" if limit is None else f", the first {limit} examples of each task"
         yield f"\nTasks by lm-eval {version('lm_eval')}{some}; ± is the standard error. {_shots(tasks)}\n"
     yield f"Computed in {'the type that is stored' if dtype == 'auto' else dtype}."
@@ -76,14 +76,6 @@ def _table(columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequence
     yield f"| model | {' | '.join(columns)} |"
     yield f"|---|{'---|' * len(columns)}"
     yield from (f"| {row} | {' | '.join(values)} |" for row, values in zip(rows, cells, strict=True))
-
-
-def _asked_for(score: ModelScore) -> list[TaskScore]:
-    return [task for task in score.tasks if task.asked_for]
-
-
-def _value(task: TaskScore) -> str:
-    return f"{task.value:.3f}" if task.stderr is None else f"{task.value:.3f} ± {task.stderr:.3f}"
 
 
 def _shots(tasks: Sequence[TaskScore]) -> str:

@@ -22,7 +22,7 @@ def draw_scores(scores: Sequence[ModelScore], names: Sequence[str], path: Path) 
     """
     from matplotlib.figure import Figure
 
-    shown = [[t for t in score.tasks if t.asked_for] for score in scores]
+    shown = [score.tasks_asked_for for score in scores]
     panels = bool(scores[0].texts) + bool(shown[0])
     figure = Figure(figsize=(9.5, 1 + 4 * panels), layout="constrained")
     axes = iter(figure.subplots(panels, squeeze=False)[:, 0])

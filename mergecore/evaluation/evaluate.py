@@ -47,9 +47,3 @@ def evaluate(
         found.append(ModelScore(folder, scores, written, loaded_tasks.run(model) if loaded_tasks else ()))
         del model  # before the next one is loaded: one at a time fits in memory
     return tuple(found)
-
-
-def generate(folder: Path, prompt: str, max_new_tokens: int, *, device: str = "auto") -> str:
-    """What the model writes after `prompt`, always taking the likeliest token."""
-    (score,) = evaluate([folder], prompts=[prompt], max_new_tokens=max_new_tokens, device=device)
-    return score.continuations[0].text

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergecore.checkpoint.tokenizer_files import FAST, VOCABULARIES
 from mergecore.errors import CheckpointError, EvaluationError, Problem
 
 if TYPE_CHECKING:
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 """What a model can be computed in; auto is what it is stored in."""
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
-"""A folder with none of these has no tokenizer, whatever its tokenizer_config.json says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +51,7 @@ def folder_problems(folder: Path) -> Iterator[Problem]:
         yield Problem(str(folder), "there is no such folder", "give the folder of a model")
     elif not (folder / "config.json").is_file():
         yield Problem(str(folder), "has no config.json, so it isn't a model folder")
-    elif not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    elif not any((folder / name).is_file() for name in (FAST, *VOCABULARIES)):
         hint = "copy tokenizer.json and tokenizer_config.json from a model with the same vocabulary"
         yield Problem(str(folder), "has no tokenizer", hint)
 
@@ -71,9 +62,12 @@ def load(folder: Path, device: str, dtype: str, tell: Callable[[str], None]) -> 
         import torch
         from safetensors import SafetensorError
 
+        from mergecore.torch_device import pick_device
+
         transformers: Any = importlib.import_module("transformers")  # Any: its own types don't fit its functions
     except ImportError as error:
         raise not_installed("evaluating a model", error) from error
+    chosen = pick_device(device)
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
         with quiet():
@@ -89,7 +83,7 @@ def load(folder: Path, device: str, dtype: str, tell: Callable[[str], None]) -> 
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise CheckpointError.at(folder, f"transformers can't load it: {first_line(error)}") from error
     _check_report(folder, report, tell)
-    return LoadedModel(folder, network.eval().to(_pick_device(device)), tokenizer)
+    return LoadedModel(folder, network.eval().to(chosen), tokenizer)
 
 
 def not_installed(what: str, error: ImportError) -> EvaluationError:
@@ -112,18 +106,6 @@ def _check_report(folder: Path, report: dict[str, Any], tell: Callable[[str], No
         raise CheckpointError.at(folder, f"lacks {len(missing)} weights that config.json calls for, e.g. {missing[0]}")
     if extra := sorted(report["unexpected_keys"]):
         tell(f"{folder}: {len(extra)} weights are not part of the model by config.json, e.g. {extra[0]}")
-
-
-def _pick_device(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        raise EvaluationError.at("", f"device {device!r} can't be used: {first_line(error)}") from error
-    return device
 
 
 @contextlib.contextmanager

@@ -56,6 +56,11 @@ class TaskScore:
         """The metric, with the filter if there is one."""
         return self.metric if self.filter == "none" else f"{self.metric}, {self.filter}"
 
+    @property
+    def value_text(self) -> str:
+        """`0.512 ± 0.010`: the value with its standard error, if there is one."""
+        return f"{self.value:.3f}" if self.stderr is None else f"{self.value:.3f} ± {self.stderr:.3f}"
+
 
 @dataclass(frozen=True, slots=True)
 class ModelScore:
@@ -67,6 +72,11 @@ class ModelScore:
     continuations: tuple[Continuation, ...] = ()
     tasks: tuple[TaskScore, ...] = ()
     """In the order of the tasks asked for; the parts of a group come after it."""
+
+    @property
+    def tasks_asked_for(self) -> list[TaskScore]:
+        """Without the parts of groups: what a table shows."""
+        return [task for task in self.tasks if task.asked_for]
 
     @property
     def mean_loss(self) -> float:

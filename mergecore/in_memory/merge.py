@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mergecore import methods
-from mergecore.errors import MergeError, PlanError, Problem
+from mergecore.errors import MergeError, PlanError, Problem, some_of
 from mergecore.in_memory.parameters import parameters
 from mergecore.in_memory.run import run
 from mergecore.in_memory.tasks import DtypeLike, Planner, Task, dtype_of
@@ -137,6 +137,6 @@ def _key_problems(states: Sequence[StateDict], labels: Sequence[str]) -> Iterato
         for one, other, who in ((states[0], state, f"that {labels[0]} has"), (state, states[0], "")):
             lacking = [key for key in one if key not in other]
             if lacking:
-                names = ", ".join(f"`{key}`" for key in lacking[:3]) + (", ..." if len(lacking) > 3 else "")
+                names = some_of(f"`{key}`" for key in lacking)
                 what = f"lacks {names} {who}" if who else f"has {names}, which {labels[0]} lacks"
                 yield Problem(label, f"{what} ({len(lacking)} in all)" if len(lacking) > 3 else what)

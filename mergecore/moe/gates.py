@@ -11,12 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mergecore.checkpoint.checkpoint import open_checkpoint
+from mergecore.config.mixture import GateMode
 from mergecore.errors import CheckpointError
 from mergecore.moe.hidden_states import Prompt, mean_states
 from mergecore.moe.layer_by_layer import LayerByLayer
@@ -24,7 +24,6 @@ from mergecore.moe.prompt_tokens import PromptTokenizer
 from mergecore.moe.random_gates import random_gates
 from mergecore.moe.stored_weights import StoredWeights
 
-GateMode = Literal["hidden", "hidden_avg", "cheap_embed", "random", "uniform"]
 _SHORTEST = 1e-8
 """A vector is divided by this, if it is shorter."""
 
@@ -52,11 +51,11 @@ def gate_vectors(
 ) -> Tensor:
     """float32 [layers, experts, hidden] The gates, all of them of length 1 but for drawn ones.
 
-    hidden       the mean of the states of the prompts' last tokens, as they enter each layer of the base model
-    hidden_avg   the same of the means over all tokens of each prompt
-    cheap_embed  the sum of the embeddings of all the prompts' tokens; the same for all layers
-    random       drawn from the normal distribution of variance 1
-    uniform      drawn from ±1/√hidden
+    hidden          the mean of the states of the prompts' last tokens, as they enter each layer of the base model
+    hidden_avg      the same of the means over all tokens of each prompt
+    cheap_embed     the sum of the embeddings of all the prompts' tokens; the same for all layers
+    random          drawn from the normal distribution of variance 1
+    uniform_random  drawn from ±1/√hidden
 
     base: its folder, where the weights are. seed: of the modes that draw, which look at no prompt. device, dtype: what
     the base model is run on and in, for the modes that do; in bfloat16 the gates are those of mergekit, which are
@@ -66,7 +65,7 @@ def gate_vectors(
     Where positive and negative prompts look the same, the gate is zero. The modes that run a model don't give the same
     bits on every device, as the libraries that multiply matrices don't.
     """
-    if mode == "random" or mode == "uniform":
+    if mode == "random" or mode == "uniform_random":
         return random_gates(mode, layers=layers, experts=len(experts), hidden_size=hidden_size, seed=seed)
     tokenizer = PromptTokenizer(base)
     lists = [

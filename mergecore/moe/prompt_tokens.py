@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from mergecore.checkpoint.tokenizer_files import FAST, SETTINGS, TokenizerFiles
 from mergecore.errors import CheckpointError, PlanError
-from mergecore.tokenizer.chat_template import settings
-from mergecore.tokenizer.reading import EXTRA, Reader
+from mergecore.tokenizer.conversion import EXTRA
+from mergecore.tokenizer.reading import Reader
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -60,7 +60,7 @@ def _tokenizer(files: TokenizerFiles) -> Tokenizer:
 def _begin(files: TokenizerFiles) -> str:
     """The text of the token that begins a text; empty where there is none."""
     for name in (SETTINGS, _SPECIAL_TOKENS):
-        found = settings(files, name)
+        found = files.settings(name)
         if _KEY in found:
             token = found[_KEY]
             text = token.get("content") if isinstance(token, dict) else token

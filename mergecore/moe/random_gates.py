@@ -19,11 +19,11 @@ from mergecore_kernels.torch_ops.counter_hash import hash_offsets
 from mergecore_kernels.torch_ops.normal import normal
 from mergecore_kernels.torch_ops.workspace import Workspace
 
-Distribution = Literal["random", "uniform"]
+Distribution = Literal["random", "uniform_random"]
 
 
 def random_gates(distribution: Distribution, *, layers: int, experts: int, hidden_size: int, seed: int) -> Tensor:
-    """float32 [layers, experts, hidden] `random`: normal, of variance 1. `uniform`: in ±1/√hidden."""
+    """float32 [layers, experts, hidden] `random`: normal, of variance 1. `uniform_random`: in ±1/√hidden."""
     draw: Callable[[Key, int], Tensor] = _normal if distribution == "random" else _uniform
     keys = [Key.of("gate", seed, f"layer {layer}", expert) for layer in range(layers) for expert in range(experts)]
     return torch.stack([draw(key, hidden_size) for key in keys]).view(layers, experts, hidden_size)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
+from mergecore.errors import some_of
 from mergecore.plan.gates import with_gates
 from mergecore.plan.plan import Plan
 from mergecore.stream.journal import Journal
-
-if TYPE_CHECKING:
-    from mergecore.moe.gates import GateMode
 
 
 def with_routers(
@@ -37,7 +35,7 @@ def _values(plan: Plan, device: str, on_progress: Callable[[int, int], None]) ->
     gates = plan.gates
     assert gates is not None
     values = gate_vectors(
-        cast("GateMode", gates.mode),
+        gates.mode,
         plan.models[plan.donor].folder,
         [ExpertPrompts(positive, negative) for positive, negative in gates.prompts],
         layers=gates.layers,
@@ -62,7 +60,7 @@ def _notes(plan: Plan, recorded: Any) -> tuple[str, ...]:
     found = ill_conditioned_layers(values.view(gates.layers, -1, gates.hidden_size))
     if not found:
         return ()
-    layers = ", ".join(map(str, found[:8])) + (", ..." if len(found) > 8 else "")
+    layers = some_of(map(str, found), 8)
     return (
         f"the gates of {len(found)} of {gates.layers} layers are much alike (condition number above 5), so that some "
         f"experts may hardly be used: layers {layers}",

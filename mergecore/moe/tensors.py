@@ -21,8 +21,6 @@ from mergecore.plan.gates import GateRows, Gates
 from mergecore.plan.plan import Input, OutputTensor
 
 _MLP = ".mlp."
-_GATES_MODE = {"hidden_last": "hidden", "uniform_random": "uniform"}
-"""Where `mergecore.moe.gates` has another name for a mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +80,9 @@ class MixturePlanner:
     def gates(self) -> Gates:
         """How the gates of the tensors that were planned are made."""
         experts = [*self.config.experts, *(self.config.shared_experts if self.output.shared_gate else ())]
-        mode = _GATES_MODE.get(self.config.gate_mode, self.config.gate_mode)
         read = [] if self.config.is_random else _in_files(self.base.tensors.values())
         return Gates(
-            mode=mode,
+            mode=self.config.gate_mode,
             prompts=tuple((expert.positive_prompts, expert.negative_prompts) for expert in experts),
             layers=self.n_layers,
             hidden_size=self.hidden_size,

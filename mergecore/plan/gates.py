@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergecore.checkpoint.dtypes import Dtype
 from mergecore.checkpoint.inline_tensor import InlineTensor
+from mergecore.config.mixture import GateMode
 
 if TYPE_CHECKING:
     from mergecore.plan.plan import OutputTensor, Plan
@@ -38,8 +39,7 @@ class GateRows:
 class Gates:
     """How the gates of a mixture are made."""
 
-    mode: str
-    """As `mergecore.moe.gates` calls it."""
+    mode: GateMode
     prompts: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
     """Positive and negative ones of each expert."""
     layers: int

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from mergecore.checkpoint.json_file import parse_json
 from mergecore.checkpoint.tokenizer_files import SETTINGS, TEMPLATE, TEMPLATE_IN_JSON, TokenizerFiles
 from mergecore.config.tokenizer import TEMPLATES
 from mergecore.errors import PlanError
@@ -65,7 +64,7 @@ def template_of(files: TokenizerFiles) -> str | None:
     if as_file is not None:
         return as_file.decode("utf-8", errors="replace")
     for name in (TEMPLATE_IN_JSON, SETTINGS):
-        found = settings(files, name).get(_KEY)
+        found = files.settings(name).get(_KEY)
         if isinstance(found, list):
             named = [one for one in found if isinstance(one, dict)]
             found = next((one.get("template") for one in named if one.get("name") == "default"), None)
@@ -77,13 +76,7 @@ def template_of(files: TokenizerFiles) -> str | None:
 def with_template(files: TokenizerFiles, template: str) -> TokenizerFiles:
     """The files with this template and no other, where transformers 5 looks for it."""
     written: dict[str, bytes | Mapping[str, Any]] = {TEMPLATE: template.encode()}
-    kept = settings(files, SETTINGS)
+    kept = files.settings(SETTINGS)
     if kept.pop(_KEY, None) is not None:
         written[SETTINGS] = kept
     return files.replaced(written, frozenset({TEMPLATE_IN_JSON}))
-
-
-def settings(files: TokenizerFiles, name: str) -> dict[str, Any]:
-    """The content of a JSON file; empty if there is none. Raises CheckpointError."""
-    content = files.read(name)
-    return {} if content is None else parse_json(files.folder / name, content)

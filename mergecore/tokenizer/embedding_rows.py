@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mergecore.checkpoint.gathered_rows import MEAN, RowMap
 from mergecore.checkpoint.model_reference import ModelReference
 from mergecore.config.tokenizer import ModelToken, Token, ZeroToken
-from mergecore.errors import PlanError, Problem
+from mergecore.errors import PlanError, Problem, some_of
 from mergecore.tokenizer.tokenizer_json import MOST_ROWS
 
 _SHOWN = 3
@@ -107,7 +107,7 @@ def rows_of(
     nowhere = [text for text, i in ids.items() if is_zero[i]]
     unasked = [text for text in nowhere if not isinstance(getattr(tokens.get(text), "source", None), ZeroToken)]
     if unasked:
-        shown = ", ".join(map(repr, unasked[:_SHOWN])) + (", ..." if len(unasked) > _SHOWN else "")
+        shown = some_of(map(repr, unasked))
         notes.append(f"tokens that no model has a row for get zeros ({len(unasked)}): {shown}")
     maps = tuple(table.row_map(i) for i in range(len(owners)))
     return Rows(maps, tuple(table.summary()), tuple(notes), tuple(problems))

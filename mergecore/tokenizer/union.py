@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mergecore.errors import some_of
 from mergecore.tokenizer.tokenizer_json import AddedToken, Merge, TokenizerJson
-
-_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,5 +113,4 @@ def without_rows(donor: Donor) -> str | None:
 
 def _listed(texts: Sequence[str]) -> str:
     """How many tokens, and a few of them."""
-    shown = ", ".join(map(repr, texts[:_SHOWN])) + (", ..." if len(texts) > _SHOWN else "")
-    return f"({len(texts)}): {shown}"
+    return f"({len(texts)}): {some_of(map(repr, texts))}"

@@ -17,7 +17,6 @@ from mergecore.config.schema import Config
 from mergecore.config.tokenizer import Tokenizer
 from mergecore.errors import PlanError
 from mergecore.tokenizer import chat_template
-from mergecore.tokenizer.chat_template import settings
 from mergecore.tokenizer.embedding_rows import ModelTokens, Owner, rows_of
 from mergecore.tokenizer.reading import Reader, files_at, files_of
 from mergecore.tokenizer.special_tokens import renumbered, with_tokens
@@ -218,7 +217,7 @@ class _Maker:
         self, made: TokenizerFiles, donor: TokenizerFiles, new_number: partial[int | None]
     ) -> TokenizerFiles:
         """With the settings of the model that gives config.json, and the new numbers of its tokens."""
-        old = settings(donor, GENERATION)
+        old = donor.settings(GENERATION)
         if not old:
             return made.replaced({}, frozenset({GENERATION}))
         changes = renumbered(old, new_number)
@@ -237,7 +236,7 @@ def _written(files: TokenizerFiles, tokenizer: TokenizerJson) -> TokenizerFiles:
     """The files of a tokenizer that was made from theirs."""
     written = {FAST: tokenizer.data}
     for name in (SETTINGS, _SPECIAL_TOKENS):
-        old = settings(files, name)
+        old = files.settings(name)
         if old:
             written[name] = with_tokens(old, tokenizer.ids, tokenizer.added)
     return files.replaced(written, frozenset(VOCABULARIES))

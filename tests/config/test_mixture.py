@@ -10,7 +10,7 @@ from mergecore.config.mixture import MixtureConfig, matching
 EXPERTS = "experts:\n- source_model: b\n  positive_prompts: [x]\n- source_model: c\n  positive_prompts: [y]\n"
 MIXTURE = "base_model: a\n" + EXPERTS
 RANDOM = "base_model: a\ngate_mode: random\nexperts:\n- source_model: b\n- source_model: c\n"
-MODES = "hidden, hidden_avg, hidden_last, cheap_embed, random, uniform_random"
+MODES = "hidden, hidden_avg, cheap_embed, random, uniform_random"
 
 
 @pytest.mark.parametrize("head", ["", "merge_method: moe\n"])
@@ -135,6 +135,12 @@ def test_one_problem(complaints, text, message) -> None:
 def test_a_single_expert_is_too_few_for_two_per_token(complaints) -> None:
     (line,) = complaints("base_model: a\ngate_mode: random\nexperts:\n- source_model: b\n")
     assert line == "merge.yml:3: `experts_per_token` is 2, but the number of experts is 1 (hint: write 1, or less)"
+
+
+@pytest.mark.parametrize(("name", "mode"), [("hidden_last", "hidden"), ("uniform", "uniform_random")])
+def test_other_names_of_modes(read, name, mode) -> None:
+    experts = "[{source_model: b, positive_prompts: [p]}, {source_model: c, positive_prompts: [q]}]"
+    assert read(f"base_model: a\ngate_mode: {name}\nexperts: {experts}\n").gate_mode == mode
 
 
 @pytest.mark.parametrize("mode", ["random", "uniform_random", "uniform"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ import pytest
 
 from mergecore import ConfigError, RunError
 from mergecore.diagnostics import kernel_bench
-from mergecore.diagnostics.devices import load_kernels, load_ops, pick_device
+from mergecore.diagnostics.choices import require_plotting
+from mergecore.diagnostics.devices import load_kernels, load_ops
 from mergecore.diagnostics.environment import Gpu
 from mergecore.diagnostics.kernel_bench import BenchReport, Timing, time_kernels
-from mergecore.diagnostics.roofline import draw_roofline, require_plotting
+from mergecore.diagnostics.roofline import draw_roofline
 from mergecore_kernels import torch_ops
 from mergecore_kernels.cases import OPERATIONS
 
@@ -94,9 +94,7 @@ def test_wrong_choices(choices: dict[str, Any], message: str) -> None:
         time_kernels(**{"device": "cpu"} | choices)
 
 
-def test_devices_and_backends(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pick_device("cpu") == "cpu"
-    assert pick_device("auto") in ("cpu", "cuda")
+def test_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_ops("torch") is torch_ops
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert load_kernels() is None
@@ -129,17 +127,3 @@ def test_the_chart_names_the_gpu(report: BenchReport, tmp_path: Path) -> None:
     )
     draw_roofline(on_gpu, tmp_path / "chart.svg")
     assert "Another" in (tmp_path / "chart.svg").read_text()
-
-
-def test_charts_that_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        ConfigError, match="--plot: `chart.pdf` is not the name of a chart .hint: end it in .png or .svg"
-    ):
-        require_plotting(Path("chart.pdf"))
-    with pytest.raises(ConfigError, match="--plot: there is no folder `.*none`"):
-        require_plotting(tmp_path / "none" / "chart.png")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(
-        RunError, match="--plot: matplotlib is not installed .hint: pip install 'mergecore-triton.report"
-    ):
-        require_plotting(tmp_path / "chart.png")

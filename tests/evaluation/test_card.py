@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mergecore.errors import CheckpointError
+from mergecore.errors import CheckpointError, RunError
 from mergecore.evaluation.card import check_card, write_card
 from mergecore.evaluation.chart import draw_scores
 from mergecore.evaluation.scores import ModelScore, TaskScore, TextScore
@@ -89,6 +89,23 @@ def test_cards_that_can_not_take_it(folder: Path) -> None:
     card.unlink()
     with pytest.raises(CheckpointError, match=r"has no README\.md, so there is no card to write into"):
         check_card(folder)
+
+
+def test_a_link_in_the_place_of_the_new_card_is_not_followed(folder: Path) -> None:
+    other = folder / "other.txt"
+    other.write_text("keep me")
+    (folder / "README.md.partial").symlink_to(other)
+    assert "## Evaluation" in write(folder)
+    assert other.read_text() == "keep me"
+
+
+def test_a_card_that_can_not_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(RunError, match=r"README\.md: can't be written: Permission denied"):
+        write(folder)
 
 
 @pytest.mark.parametrize("name", ["chart.svg", "chart.png"])

@@ -15,8 +15,8 @@ import typer
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
-from mergecore.errors import CheckpointError, ConfigError, EvaluationError, MergeError
-from mergecore.evaluation.evaluate import evaluate, generate
+from mergecore.errors import CheckpointError, ConfigError, EvaluationError, MergeError, RunError
+from mergecore.evaluation.evaluate import evaluate
 from mergecore.evaluation.scores import ModelScore, TextScore
 from mergecore_cli.eval import eval_
 
@@ -53,7 +53,10 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-# Numbers.
+def written(prompt: str, most_tokens: int) -> str:
+    """What the base model writes after a prompt."""
+    (score,) = evaluate([BASE], prompts=[prompt], max_new_tokens=most_tokens)
+    return score.continuations[0].text
 
 
 def test_losses_are_those_of_the_quick_start() -> None:
@@ -97,13 +100,10 @@ def test_mean_gives_each_text_the_same_share() -> None:
     assert TextScore(Path("a"), 1, 1e4).perplexity == math.inf
 
 
-def test_generate_is_greedy_and_gives_the_new_part_alone() -> None:
-    written = generate(BASE, "12+34=", 6)
-    assert written == generate(BASE, "12+34=", 12)[: len(written)]
-    assert written[0].isdigit()
-
-
-# Arguments.
+def test_a_continuation_is_greedy_and_the_new_part_alone() -> None:
+    short = written("12+34=", 6)
+    assert short == written("12+34=", 12)[: len(short)]
+    assert short[0].isdigit()
 
 
 def test_files_after_text_are_texts(text: Path, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_texts_of_the_same_name_are_told_apart(text: Path, tmp_path: Path) -> No
 def test_prompt_prints_what_the_model_writes() -> None:
     result = run(BASE, "--prompt", "12+34=", "--max-new-tokens", "6", "-q")
     assert result.exit_code == 0, result.output
-    assert "12+34=" + generate(BASE, "12+34=", 6) in result.stdout
+    assert "12+34=" + written("12+34=", 6) in result.stdout
     assert result.stderr == ""
 
 
@@ -253,7 +253,7 @@ def test_texts_that_are_no_good(tmp_path: Path, content: bytes, message: str) ->
 
 
 def test_a_device_that_is_not_there(text: Path) -> None:
-    with pytest.raises(EvaluationError, match="device 'cuda:77' can't be used"):
+    with pytest.raises(RunError, match="--device: `cuda:77` can't be used"):
         evaluate([BASE], [text], device="cuda:77")
 
 

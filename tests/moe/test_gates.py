@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mergecore.config.mixture import GateMode
 from mergecore.errors import CheckpointError
-from mergecore.moe.gates import ExpertPrompts, GateMode, gate_vectors, ill_conditioned_layers
+from mergecore.moe.gates import ExpertPrompts, gate_vectors, ill_conditioned_layers
 from mergecore.moe.prompt_tokens import PromptTokenizer
 from mergecore.stream.reader import Files
 
@@ -95,7 +96,7 @@ def test_default_precision_is_that_of_mergekit() -> None:
 
 
 def test_seed_is_that_of_drawn_gates() -> None:
-    for mode in ("random", "uniform"):
+    for mode in ("random", "uniform_random"):
         assert torch.equal(gates_of(mode), gates_of(mode))
         assert not torch.equal(gates_of(mode), gates_of(mode, seed=1))
     assert torch.equal(gates_of("cheap_embed"), gates_of("cheap_embed", seed=1))

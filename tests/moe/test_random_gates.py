@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mergecore.moe.random_gates import Distribution, random_gates
 
-DISTRIBUTIONS: list[Distribution] = ["random", "uniform"]
+DISTRIBUTIONS: list[Distribution] = ["random", "uniform_random"]
 
 
 def largest_distance(values: torch.Tensor, cumulative: list[float]) -> float:
@@ -32,7 +32,7 @@ def test_normal_numbers() -> None:
 
 
 def test_uniform_numbers() -> None:
-    gates = random_gates("uniform", layers=4, experts=8, hidden_size=1024, seed=3)
+    gates = random_gates("uniform_random", layers=4, experts=8, hidden_size=1024, seed=3)
     values = gates.double().flatten().sort().values * math.sqrt(1024)
     assert values.abs().max() <= 1
     assert largest_distance(values, ((values + 1) / 2).tolist()) < 1.95
@@ -47,7 +47,7 @@ def test_neighbours_are_independent() -> None:
 
 def test_bits_of_uniform_numbers() -> None:
     """They are the same on every machine. Those of normal numbers are tested with the kernels."""
-    gates = random_gates("uniform", layers=2, experts=3, hidden_size=33, seed=42)
+    gates = random_gates("uniform_random", layers=2, experts=3, hidden_size=33, seed=42)
     assert hashlib.sha256(gates.numpy().astype("<f4").tobytes()).hexdigest()[:16] == "56f608c274dde03a"
 
 
