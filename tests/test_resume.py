@@ -376,7 +376,7 @@ def test_nan_that_an_earlier_run_allowed(models, make_model, llama, tmp_path: Pa
 
 
 STEPS = [(output_folder, name) for name in (
-    "_remove_old_model", "publish_partial_files", "_copy_files", "_write", "manifest", "_sync_folder",
+    "_remove_old_model", "publish_partial_files", "_copy_files", "write_whole", "manifest", "_sync_folder",
 )]  # fmt: skip
 
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mergecore.adapters.card import extraction_card
 from mergecore.adapters.extractor import Extractor
 from mergecore.adapters.folder import AdapterFolder, check_adapter_folder
-from mergecore.adapters.inputs import download, factor_dtype, pick_device
+from mergecore.adapters.inputs import download, factor_dtype
 from mergecore.adapters.modules import Choice, Selection, short_names
 from mergecore.adapters.origin import Input, Origin
 from mergecore.adapters.peft_config import PREFIX, adapter_config, factor_names
@@ -29,6 +31,7 @@ from mergecore.plan.quantized import quantization_problems
 from mergecore.stream.reader import Files
 from mergecore.stream.torch_dtypes import torch_dtype
 from mergecore.tokenizer.reading import files_of
+from mergecore.torch_device import pick_device
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -69,7 +72,7 @@ def extract_lora(
     rule = rule_of(rank, energy, budget)
     choice = Choice(tuple(include), tuple(exclude), tuple(modules_to_save), embed_lora, skip_undecomposable)
     choice.check()
-    stored, chosen_device = factor_dtype(dtype), pick_device(device)
+    stored, chosen_device = factor_dtype(dtype), torch.device(pick_device(device))
     references = [ModelReference.parse(str(name)) for name in (model, base)]
     if references[0] == references[1]:
         raise PlanError.at("--base", f"`{base}` is the model itself, which has nothing to be compared with")

@@ -24,6 +24,7 @@ from mergecore.checkpoint.tokenizer_files import TOKENIZER_FILES
 from mergecore.errors import PlanError
 from mergecore.output.manifest import MANIFEST, file_hash, manifest_text
 from mergecore.output.model_card import CARD
+from mergecore.output.whole_file import write_whole
 from mergecore.stream.digests import BlockHasher, tensor_digest
 from mergecore.stream.journal import JOURNAL, Journal, read_history
 from mergecore.stream.positional_io import open_or_create, write_at
@@ -123,11 +124,11 @@ class AdapterFolder:
                 (self._folder / name).unlink(missing_ok=True)
             self._partial.replace(self._weights)
             for name, content in tokenizer.items():
-                self._write(name, content)
-            self._write(CARD, card.encode())
-            self._write(CONFIG_FILE, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+                write_whole(self._folder / name, content)
+            write_whole(self._folder / CARD, card)
+            write_whole(self._folder / CONFIG_FILE, json.dumps(config, indent=2, ensure_ascii=False) + "\n")
             contents = self._contents([*tokenizer, CONFIG_FILE])
-            self._write(MANIFEST, manifest_text({**origin, **contents}).encode())
+            write_whole(self._folder / MANIFEST, manifest_text({**origin, **contents}))
 
     def _contents(self, files: Iterable[str]) -> dict[str, Any]:
         """What the manifest tells of the files."""
@@ -140,15 +141,6 @@ class AdapterFolder:
             "weights": {self._weights.name: self._end},
             "tensors": tensors,
         }
-
-    def _write(self, name: str, content: bytes) -> None:
-        """The whole file or none of it."""
-        partial = self._folder / (name + PARTIAL)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._folder / name)
 
     def __enter__(self) -> AdapterFolder:
         return self
