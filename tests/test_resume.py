@@ -23,7 +23,7 @@ from forked_cli import ForkedCommands
 import mergecore
 from mergecore import PlanError, RunError, merge
 from mergecore.output import folder as output_folder
-from mergecore.stream import execute, pool, writer
+from mergecore.stream import execute, pool, recorder, writer
 from mergecore.stream.journal import JOURNAL, Journal, read_history
 from mergecore.stream.writer import PARTIAL
 
@@ -50,6 +50,12 @@ def outcome(folder: Path) -> dict[str, bytes]:
 
 def manifest(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "mergecore.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def slow_disk(monkeypatch) -> None:
+    """What is done is recorded before an interrupted merge ends, however long the disk of a busy machine takes."""
+    monkeypatch.setattr(recorder, "_WAIT_S", 60.0)
 
 
 @pytest.fixture

@@ -46,6 +46,12 @@ def family(tmp_path_factory: pytest.TempPathFactory, llama) -> dict[str, Path]:
     return write_family(tmp_path_factory.mktemp("family"), llama(1, dtype=torch.bfloat16))
 
 
+@pytest.fixture(autouse=True)
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done is recorded before an interrupted merge ends, however long the disk of a busy machine takes."""
+    monkeypatch.setattr(recorder, "_WAIT_S", 60.0)
+
+
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """use(*devices, **options of Devices): these are the GPUs of the next merges. All their threads must end."""
