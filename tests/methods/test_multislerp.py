@@ -36,8 +36,8 @@ def definition(vectors, weights, normalize=True, eps=1e-8):
 def test_agrees_with_the_definition(merge_arrays, n, m, deltas, normalize, eps, seed):
     base, shared, *vectors = np.random.default_rng(seed).standard_normal((m + 2, n))
     # So that the directions don't cancel.
-    vectors = [x + 3 * shared for x in vectors]
     shared[np.abs(shared) < 1] = 1
+    vectors = [x + 4 * shared for x in vectors]
     origin = base if deltas else 0 * base
     want = origin + definition(vectors, WEIGHTS[:m], normalize, eps)
     models = [x + origin for x in vectors]
