@@ -6,6 +6,7 @@ interpreter lock to each other.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -31,6 +32,8 @@ def main(descriptors: Sequence[int]) -> None:
     shared. At this point the process has one thread, so forking is safe.
     """
     torch.set_num_threads(1)
+    gc.freeze()  # what is loaded stays: it is never searched, and its memory stays shared
+    gc.enable()
     connections = [Connection(descriptor) for descriptor in descriptors]
     mine = connections[0]
     for connection in connections[1:]:
