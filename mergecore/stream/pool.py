@@ -171,7 +171,7 @@ def _launch(connections: list[Connection]) -> list[subprocess.Popen[bytes]]:
 def _start(descriptors: list[int]) -> subprocess.Popen[bytes]:
     code = (
         "import gc, sys\n"
-        "gc.disable()\n"  # loading torch makes many objects and no garbage: a tenth of the time would go into the search
+        "gc.disable()\n"  # loading torch makes no garbage, and to search for it takes a tenth of the time
         f"sys.path[:] = {sys.path!r}\n"
         "from mergecore.stream.worker import main\n"
         f"main({descriptors!r})"

@@ -110,9 +110,10 @@ class Buffers:
         """[n_bytes] uint8. The bytes of the buffer's last user are still in it."""
         while len(self._buffers) <= index:
             self._buffers.append(torch.empty(0, dtype=torch.uint8))
-        if len(self._buffers[index]) < n_bytes:
+        if self._buffers[index].numel() < n_bytes:
             self._buffers[index] = torch.empty(n_bytes, dtype=torch.uint8)
-        return self._buffers[index][:n_bytes]
+        held = self._buffers[index]
+        return held if held.numel() == n_bytes else held[:n_bytes]
 
 
 class TensorTiles:
@@ -191,7 +192,7 @@ class TensorTiles:
     def _load(self, tensor: Stored, start: int, stop: int, raw: Tensor) -> Tensor:
         """[stop - start] elements of a tensor on disk, in the memory of `raw`."""
         self._files.read_elements(tensor, start, raw_bytes(raw))
-        self.bytes_read += len(raw)
+        self.bytes_read += raw.numel()
         return raw.view(torch_dtype(tensor.dtype))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from ctypes import c_float
+
 import torch
 from torch import Tensor
 
@@ -32,8 +33,7 @@ def rounded(value: float, dtype: torch.dtype) -> float:
     """A Python number as the compute dtype, float32 or float64, holds it."""
     if dtype == torch.float64:
         return float(value)
-    with np.errstate(over="ignore"):  # gives Inf
-        return float(np.float32(value))
+    return c_float(value).value
 
 
 def store(values: Tensor, out: Tensor) -> None:

@@ -172,10 +172,13 @@ class _Search:
 
 
 def _select(members: Tensor, ranks: list[int]) -> list[int]:
-    """The members of the given ranks, counted from 0. Reorders the members."""
+    """The members of the given ranks, counted from 0, in rising order. Reorders the members."""
     if members.device.type == "cpu":
-        words = members.numpy()
-        words.partition(ranks)
-        return [int(words[rank]) for rank in ranks]
+        words, begin, found = members.numpy(), 0, []
+        for rank in ranks:  # one at a time: numpy is ten times slower at several together
+            words[begin:].partition(rank - begin)
+            found.append(int(words[rank]))
+            begin = rank
+        return found
     ordered = torch.sort(members).values
     return [int(ordered[rank]) for rank in ranks]

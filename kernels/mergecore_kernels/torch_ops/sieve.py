@@ -136,7 +136,7 @@ class Sieve:
         np.greater(words, largest, out=above)
         np.greater_equal(words, smallest, out=candidate)
         np.not_equal(candidate, above, out=candidate)
-        offsets = np.flatnonzero(candidate)
+        (offsets,) = candidate.nonzero()
         values: NDArray[Any]
         if smallest == largest:
             # Hashes alone decide: common, as a fifth of a bfloat16 fine-tune's deltas may be equal.
@@ -145,7 +145,7 @@ class Sieve:
             values, first, last = _composites_numpy(words[offsets], self._key, start, offsets), low, high
         below = values < values.dtype.type(first)
         self.before += int(np.count_nonzero(above)) + int(np.count_nonzero(below))
-        inside = np.flatnonzero(np.not_equal(below, values <= values.dtype.type(last)))
+        (inside,) = np.not_equal(below, values <= values.dtype.type(last)).nonzero()
         members = values[inside].astype(np.int64)
         if smallest == largest:
             members |= low - first

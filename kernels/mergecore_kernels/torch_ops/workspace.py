@@ -34,4 +34,4 @@ class Workspace:
             self._buffers.pop((name, dtype), None)
             del held
             held = self._buffers[name, dtype] = torch.empty(n, dtype=dtype, device=self.device)
-        return held[:n]
+        return held if held.numel() == n else held[:n]
