@@ -1,7 +1,7 @@
-"""The merge methods, one file each. A file that is put into this folder is a method that is known."""
+"""The merge methods, one file each. A file that is put into this folder is a method that is known.
 
-import importlib
-import pkgutil
+They are loaded when they are asked for: a worker waits for its own method only.
+"""
 
 from mergecore.methods.method import Method, Parameter, Params, Pass, PerInput, PerTask, Recipe, Scope, Survey, Target
 from mergecore.methods.registry import get, method, names
@@ -10,6 +10,3 @@ __all__ = [
     "Method", "Parameter", "Params", "Pass", "PerInput", "PerTask", "Recipe", "Scope", "Survey", "Target", "get",
     "method", "names",
 ]  # fmt: skip
-
-for _module in pkgutil.iter_modules(__path__, __name__ + "."):
-    importlib.import_module(_module.name)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import pkgutil
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 from mergecore.errors import ConfigError
@@ -57,6 +61,18 @@ def method(
     return register
 
 
+@cache
+def load_all() -> None:
+    """Load all files of this folder, which register their methods."""
+    for name in _files():
+        import_module(f"{__package__}.{name}")
+
+
+@cache
+def _files() -> tuple[str, ...]:
+    return tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+
+
 def forget(module: str) -> None:
     """Take back what a module has registered, so that it can be loaded again."""
     for name in [name for name, found in _METHODS.items() if found.recipe.__module__ == module]:
@@ -65,11 +81,16 @@ def forget(module: str) -> None:
 
 def names() -> list[str]:
     """All methods that a config can choose, sorted."""
+    load_all()
     return sorted(name for name, found in _METHODS.items() if not found.assembles)
 
 
 def get(name: str, where: str = "") -> Method:
     """The method called `name`. Raises ConfigError, with the names there are, if there is none."""
+    if name not in _METHODS and name in _files():  # a method's file has its name, as a rule
+        import_module(f"{__package__}.{name}")
+    if name not in _METHODS:
+        load_all()
     found = _METHODS.get(name)
     if found is None:
         close = difflib.get_close_matches(name, names(), n=1)
