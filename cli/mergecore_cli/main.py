@@ -86,4 +86,5 @@ def main() -> None:
         console.fail(error)
         sys.exit(error.exit_code)
     finally:
-        gc.freeze()  # everything ends now: without a last search for garbage, which takes a twentieth of a second
+        if "torch" not in sys.modules:  # triton, which it loads, complains of objects that aren't freed
+            gc.freeze()  # there is nothing to free before the end: a search for garbage takes a twentieth of a second
