@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,25 +12,23 @@ from mergecore.checkpoint.recognition import ALL
 from mergecore.config.load import Source, load
 from mergecore.errors import ConfigError
 from mergecore.methods import plugins as plugin_files
-from mergecore.moe.routers import with_routers
-from mergecore.output.folder import check_folder, finish_folder, is_finished, leave_folder, start_folder
+from mergecore.output.folder import check_folder
 from mergecore.plan.plan import Plan
 from mergecore.planning import build_plan
-from mergecore.prediction.predict import Prediction, can_predict, predict
+from mergecore.prediction.predict import Prediction, predict_or_none
+from mergecore.run import Listeners, Run
 from mergecore.sizes import parse_size
-from mergecore.stages import PlannedStage, discard_all, discard_empty, discard_unneeded, left_to_do, plan_all
-from mergecore.stream.backend import Backend, choose_backend
+from mergecore.stages import PlannedStage, plan_all
+from mergecore.stream.backend import choose_backend, is_cpu
 from mergecore.stream.budget import check_memory
 from mergecore.stream.device_sizes import check_device_memory
-from mergecore.stream.execute import Report, execute, report_of_finished
-from mergecore.stream.journal import JOURNAL, Journal
+from mergecore.stream.execute import Report, execute
+from mergecore.stream.journal import Journal
 from mergecore.stream.pool import Pool, default_workers, start_pool
 from mergecore.verification import Verification, verify_folder
 
 DEFAULT_MEMORY = "1GiB"
 DEFAULT_SHARD_SIZE = "5GB"
-_LONG_BYTES = 10_000_000_000
-"""To read and to write. The time of a merge that moves more is predicted: a probe is short beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,57 +174,11 @@ def merge(
     Raises MergeError: PlanError and ConfigError before anything is written, RunError and CheckpointError after that.
     """
     chosen = choose_backend(backend, device)
-    on_cpu = device.partition(":")[0] == "cpu"
+    on_cpu = is_cpu(device)
     memory_bytes = parse_size(memory, "memory")
     device_bytes = _device_bytes(device_memory, on_cpu)
     # The processes of a new pool load torch while this one plans.
     doing = pool or (start_pool(workers) if on_cpu else _start_devices(device, device_bytes, readers=workers))
-    count = doing.workers
-
-    options = {"shard_size": shard_size, "allow_crimes": allow_crimes, "tensors": tensors}
-
-    def carry_out(stage: PlannedStage, journal: Journal) -> Report:
-        is_new = not journal.has_work
-        notes: tuple[str, ...] = ()
-        if stage.plan.gates is not None:
-            plan, notes = with_routers(stage.plan, journal, device, on_gates)
-            stage = replace(stage, plan=plan)
-        expected = None
-        if is_new and stage.plan.passes_bytes + stage.plan.write_bytes > _LONG_BYTES:
-            expected = _predicted(stage.plan, stage.folder, doing, memory_bytes, chosen, on_gpus=not on_cpu)
-        if expected is not None:
-            on_prediction(expected)
-        report = execute(
-            stage.plan,
-            stage.folder,
-            doing,
-            workers=count,
-            backend=chosen,
-            memory_bytes=memory_bytes,
-            allow_nonfinite=allow_nonfinite,
-            on_progress=on_progress,
-            on_resume=lambda n_bytes: on_resume(stage.plan, n_bytes),
-            journal=journal,
-        )
-        report = replace(report, notes=(*notes, *report.notes))
-        if expected is not None:
-            report = replace(report, predicted_seconds=round(expected.running_s, 1))
-        finish_folder(
-            stage.folder,
-            stage.plan,
-            report,
-            journal,
-            options=options,
-            copy_tokenizer=copy_tokenizer,
-            write_card=write_card,
-        )
-        return report
-
-    def start(stage: PlannedStage) -> Journal:
-        return start_folder(
-            stage.folder, stage.plan, resume=resume, on_restart=lambda reason: on_restart(stage.folder, reason)
-        )
-
     try:
         stages = plan_stages(
             config, out, keep_stages=keep_stages, seed=seed, shard_size=shard_size, allow_crimes=allow_crimes,
@@ -234,17 +186,28 @@ def merge(
             on_download=on_download,
         )  # fmt: skip
         for stage in stages:
-            check_memory(stage.plan, count, memory_bytes)
+            check_memory(stage.plan, doing.workers, memory_bytes)
             if device_bytes is not None:
                 check_device_memory(device_bytes, stage.plan.tensors)
             check_folder(stage.folder, stage.plan, overwrite=overwrite or not stage.stays)
         _download(stages, on_download)
         for stage in stages:
             on_plan(stage.plan)
-        finished = [stage.plan.name for stage in stages if resume and is_finished(stage.folder, stage.plan)]
-        reports = _in_turn(stages, finished, start, carry_out, Path(out), on_left)
-        kept = {stage.plan.name: report_of_finished(stage.plan, chosen) for stage in stages}
-        results = [Result(s.plan, (kept | reports)[s.plan.name], s.folder, s.stays) for s in stages]
+        run = Run(
+            out=Path(out),
+            pool=doing,
+            backend=chosen,
+            device=device,
+            memory_bytes=memory_bytes,
+            resume=resume,
+            allow_nonfinite=allow_nonfinite,
+            copy_tokenizer=copy_tokenizer,
+            write_card=write_card,
+            options={"shard_size": shard_size, "allow_crimes": allow_crimes, "tensors": tensors},
+            tell=Listeners(on_progress, on_resume, on_restart, on_left, on_prediction, on_gates),
+        )
+        reports = run.carry_out(stages)
+        results = [Result(s.plan, report, s.folder, s.stays) for s, report in zip(stages, reports, strict=True)]
         return replace(results[-1], stages=tuple(results[:-1]))
     finally:
         if doing is not pool:
@@ -263,26 +226,22 @@ def predict_time(
     """How long a merge will take, from a sample of it that is carried out; None where an input isn't here yet or
     nothing can be written. Takes a few seconds, and leaves nothing behind. The arguments are those of `merge`.
     """
-    on_cpu = device.partition(":")[0] == "cpu"
+    on_cpu = is_cpu(device)
     backend = choose_backend("auto", device)
     device_bytes = _device_bytes(device_memory, on_cpu)
     # A merge by this process would load torch into it, and be as fast as one by a single worker.
     pool = start_pool(max(_workers(workers), 1)) if on_cpu else _start_devices(device, device_bytes, readers=workers)
     try:
-        return _predicted(plan, Path(out), pool, parse_size(memory, "memory"), backend, on_gpus=not on_cpu)
+        return predict_or_none(
+            plan,
+            Path(out),
+            pool,
+            memory_bytes=parse_size(memory, "memory"),
+            backend=backend,
+            on_gpus=not on_cpu,
+        )
     finally:
         pool.close()
-
-
-def _predicted(
-    plan: Plan, folder: Path, pool: Pool, memory_bytes: int, backend: Backend, *, on_gpus: bool
-) -> Prediction | None:
-    if not can_predict(plan):
-        return None
-    try:
-        return predict(plan, folder, pool, memory_bytes=memory_bytes, backend=backend, on_gpus=on_gpus)
-    except OSError:  # the merge itself will say which file can't be read or written
-        return None
 
 
 def verify(
@@ -307,7 +266,7 @@ def verify(
     """
     plugin_files.load(plugins)
     chosen = choose_backend(backend, device)
-    on_cpu = device.partition(":")[0] == "cpu"
+    on_cpu = is_cpu(device)
     count = _workers(workers) if on_cpu else 1
     with ExitStack() as pools:
 
@@ -347,44 +306,6 @@ def _download(stages: Sequence[PlannedStage], on_download: OnDownload) -> None:
 
         on_download(download)
         hub.download(download)
-
-
-def _in_turn(
-    stages: Sequence[PlannedStage],
-    finished: Collection[str | None],
-    start: Callable[[PlannedStage], Journal],
-    carry_out: Callable[[PlannedStage, Journal], Report],
-    out: Path,
-    on_left: Callable[[Path], None],
-) -> dict[str | None, Report]:
-    """Carry out what isn't finished, and give the reports by the stages' names.
-
-    Models in between are deleted as soon as they can be. The journals are kept until all is done: they tell a run that
-    comes after an interruption which stages are whole.
-    """
-    reports: dict[str | None, Report] = {}
-    left = left_to_do(stages, finished)
-    with ExitStack() as journals:
-        try:
-            while left:
-                stage = left[0]
-                journal = start(stage)
-                try:
-                    reports[stage.plan.name] = carry_out(stage, journal)
-                except BaseException:
-                    if leave_folder(stage.folder, journal):
-                        on_left(stage.folder)
-                    raise
-                journals.callback(journal.close)
-                left.pop(0)
-                discard_unneeded(stages, left)
-        except BaseException:
-            discard_empty(out)
-            raise
-        for stage in stages:
-            (stage.folder / JOURNAL).unlink(missing_ok=True)
-    discard_all(stages, out)
-    return reports
 
 
 def _workers(workers: int | None) -> int:

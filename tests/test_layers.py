@@ -15,7 +15,7 @@ LAYERS = ["errors", "checkpoint", "methods", "config", "tokenizer", "plan", "str
 """Of mergecore: each imports only from those before it, and from the kernels."""
 ABOVE = [
     "sizes", "torch_device", "in_memory", "adapters", "evaluation", "moe", "planning", "stages", "prediction",
-    "verification", "api", "release", "diagnostics", "__init__",
+    "verification", "run", "api", "release", "diagnostics", "__init__",
 ]  # fmt: skip
 """What uses the layers: each imports from those before it, too."""
 

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 import mergecore
-from mergecore import CheckpointError, PlanError, RunError, merge, plan_stages
+from mergecore import CheckpointError, PlanError, RunError, merge, plan_stages, run
 
 
 def linear(*models: object, name: str | None = None, **more: Any) -> dict[str, Any]:
@@ -102,14 +102,14 @@ def test_a_stage_is_deleted_as_soon_as_nothing_needs_it(models, tmp_path: Path, 
     x, y, z = models
     config = [linear(x, y, name="a"), linear("a", z, name="b"), linear("b", z, name="c"), linear("c", "b")]
     there = []
-    begin = mergecore.api.start_folder
+    begin = run.start_folder
 
     def look(folder: Path, *args: Any, **options: Any) -> Any:
         between = tmp_path / ".out.stages"
         there.append({path.name for path in between.iterdir()} if between.exists() else set())
         return begin(folder, *args, **options)
 
-    monkeypatch.setattr("mergecore.api.start_folder", look)
+    monkeypatch.setattr(run, "start_folder", look)
     merge(config, tmp_path / "out", workers=0)
     assert there == [set(), {"a"}, {"b"}, {"b", "c"}]
     assert left_in(tmp_path) == {"out"}

@@ -111,6 +111,19 @@ def predict(
     return replace(found, on_gpus=on_gpus)
 
 
+def predict_or_none(
+    plan: Plan, folder: Path, pool: Pool, *, memory_bytes: int, backend: Backend, on_gpus: bool
+) -> Prediction | None:
+    """The same; None where an input isn't here yet, or where something can't be read or written: the merge will say
+    what. Raises MergeError."""
+    if not can_predict(plan):
+        return None
+    try:
+        return predict(plan, folder, pool, memory_bytes=memory_bytes, backend=backend, on_gpus=on_gpus)
+    except OSError:
+        return None
+
+
 def _prediction(
     plan: Plan, reading: ReadSpeed, write_bytes_per_s: float, workers: int, startup_s: float, s_per_element: float
 ) -> Prediction:

@@ -33,13 +33,12 @@ def choose_backend(name: str, device: str) -> Backend:
     """
     if name not in NAMES:
         raise ConfigError.at("--backend", f"`{name}` is not a backend", f"the backends are {', '.join(NAMES)}")
-    is_cpu = device.partition(":")[0] == "cpu"
     if name == "torch":
         return Backend("torch", device, "it was asked for")
     if name == "triton":
-        _require_triton(device, is_cpu)
+        _require_triton(device)
         return Backend("triton", device, "it was asked for")
-    if is_cpu:
+    if is_cpu(device):
         return Backend("torch", device, "triton needs a GPU")
     if device.startswith("xpu"):
         return Backend("torch", device, "the kernels are for CUDA and ROCm")
@@ -48,10 +47,15 @@ def choose_backend(name: str, device: str) -> Backend:
     return Backend("triton", device, "the device is a GPU")
 
 
-def _require_triton(device: str, is_cpu: bool) -> None:
+def is_cpu(device: str) -> bool:
+    """Whether a device, or a list of devices, named as in torch, is the CPU."""
+    return device.partition(":")[0] == "cpu"
+
+
+def _require_triton(device: str) -> None:
     if not _has_triton():
         raise ConfigError.at("--backend", "triton is not installed", "pip install triton, or leave --backend out")
-    if is_cpu and os.environ.get("TRITON_INTERPRET") != "1":
+    if is_cpu(device) and os.environ.get("TRITON_INTERPRET") != "1":
         raise ConfigError.at(
             "--backend", f"triton needs a GPU, and the device is {device}", "add --device cuda, or leave --backend out"
         )

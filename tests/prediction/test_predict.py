@@ -13,7 +13,7 @@ from stand_in_device import StandIn
 from typer.testing import CliRunner
 
 import mergecore
-from mergecore import Result, api, merge, plan
+from mergecore import Result, api, merge, plan, run
 from mergecore.prediction import disk, predict
 from mergecore.prediction.disk import ReadSpeed, read_speed, write_speed
 from mergecore.prediction.predict import Prediction, can_predict
@@ -140,7 +140,8 @@ class TestCommands:
     def file(self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         """A config whose merge counts as long."""
         monkeypatch.setattr(predict, "PROBE_BYTES", 0)
-        monkeypatch.setattr(api, "_predicted", lambda *_, **__: prediction())
+        for module in (api, run):
+            monkeypatch.setattr(module, "predict_or_none", lambda *_, **__: prediction())
         path = tmp_path / "merge.yml"
         path.write_text(json.dumps(config("ties")))
         return str(path)
@@ -173,7 +174,7 @@ class TestCommands:
         assert json.loads(CliRunner().invoke(app, ["plan", file, "--json", "--no-probe"]).stdout)["time"] is None
 
     def test_a_long_merge_compares(self, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(api, "_LONG_BYTES", 0)
+        monkeypatch.setattr(run, "_LONG_BYTES", 0)
         out = tmp_path / "out"
         done = CliRunner().invoke(app, ["merge", file, str(out), "-j", "0"])
         assert "This will take about 6 s" in done.stderr
