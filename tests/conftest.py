@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 # A first call loads code, and machines are busy at times: how long an example takes says nothing here.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
+
+# A shell lets what it starts in the background ignore Ctrl-C, and with it all that is started from there.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HIDDEN, KV, MLP, VOCABULARY = 24, 8, 40, 50
 MakeModel = Callable[..., Path]
