@@ -60,7 +60,11 @@ def test_only_the_console_prints(path: Path) -> None:
 
 def loaded_by(code: str) -> set[str]:
     """The top-level modules that are loaded after running `code`."""
-    report = "import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    return {name.partition(".")[0] for name in modules_after(code)}
+
+
+def modules_after(code: str) -> set[str]:
+    report = "import sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split())
 
@@ -89,6 +93,23 @@ def test_the_package_loads_what_is_used() -> None:
 
 def test_a_worker_loads_no_configs() -> None:
     assert not {"yaml", "huggingface_hub", "tokenizers"} & loaded_by("import mergecore.stream.worker")
+
+
+def test_a_method_is_loaded_without_the_others() -> None:
+    found = modules_after("from mergecore import methods; methods.get('slerp')")
+    assert "mergecore.methods.slerp" in found
+    assert "mergecore.methods.ties" not in found
+    assert "mergecore.methods.ties" in modules_after("from mergecore import methods; methods.names()")
+
+
+def test_a_taken_name_is_refused_though_its_method_is_not_loaded_yet() -> None:
+    code = (
+        "from mergecore.methods import Params, method\n"
+        "options = {'space': 'weights', 'base': 'ignored', 'models': (1, 1), 'paper': ''}\n"
+        "method('slerp', params=Params, example=Params(), **options)(lambda p, target: None)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ValueError: the merge method `slerp` is defined twice" in done.stderr
 
 
 @pytest.mark.parametrize("before", ["mergecore", "mergecore.plan.build", "mergecore.release.push"])

@@ -155,6 +155,7 @@ def half(p, target):
 
 
 def test_a_plug_in_that_the_manifest_names_is_run_only_if_asked_for(models, tmp_path: Path, monkeypatch) -> None:
+    registry.load_all()  # or those that are loaded meanwhile would be forgotten
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     monkeypatch.setattr(plugins, "_loaded", {})
     plugin, ran = tmp_path / "plugin.py", tmp_path / "ran"

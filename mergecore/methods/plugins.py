@@ -31,13 +31,10 @@ def load(files: Iterable[str | Path] = ()) -> None:
 
     Raises ConfigError, with the line, for a plug-in that can't be loaded or takes a name that is taken.
     """
-    entries, paths = tuple(_installed()), tuple(files)
-    if entries or paths:
-        registry.load_all()  # first, as no plug-in may take the name of a method that is there
-    for entry in entries:
+    for entry in _installed():
         _load_installed(entry)
-    for path in paths:
-        _load_file(Path(path).absolute())
+    for file in files:
+        _load_file(Path(file).absolute())
 
 
 def loaded_files() -> tuple[Path, ...]:

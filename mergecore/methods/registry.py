@@ -37,6 +37,8 @@ def method(
     """Register a recipe as the merge method `name`. The arguments are the fields of `Method`."""
 
     def register(recipe: Callable[[Any, Target], Recipe | Combine]) -> Callable[[Any, Target], Recipe | Combine]:
+        if not recipe.__module__.startswith(f"{__package__}."):
+            load_all()  # first, as no plug-in may take the name of a method that is there
         if name in _METHODS:
             raise ValueError(f"the merge method `{name}` is defined twice")
         _METHODS[name] = Method(

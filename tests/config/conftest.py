@@ -37,6 +37,7 @@ def complaints(read: Callable[..., Config]) -> Callable[..., list[str]]:
 def whole_number_method(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a merge method that has a parameter `max_iter: int`."""
     name = "example_of_whole_numbers"
+    registry.load_all()  # or those that are loaded meanwhile would be forgotten
     monkeypatch.setattr("mergecore.methods.registry._METHODS", dict(registry._METHODS))
 
     class ExampleParams(Params):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mergecore_kernels.operations import HASH_RANGE, Key, KthMagnitudes, Trim
-from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace, measure
+from mergecore_kernels.torch_ops import CHUNK, Tile, Workspace, measure, order_statistics
 from mergecore_kernels.torch_ops.order_statistics import FEWEST, SAMPLE
 
 BF16, F32, F64 = torch.bfloat16, torch.float32, torch.float64
@@ -184,6 +184,13 @@ def test_asking_for_more_than_there_are_fails(workspace, cut, fine_tunes):
     base, models = fine_tunes(10, (F32, F32))
     with pytest.raises(ValueError, match="11-th largest of 10"):
         find(cut(models, base), (11,), workspace)
+
+
+@given(st.lists(st.integers(0, 1 << 62), min_size=1, max_size=200), st.data())
+def test_members_are_selected_by_their_ranks(values, data):
+    ranks = sorted(data.draw(st.lists(st.integers(0, len(values) - 1), max_size=3)))
+    found = order_statistics.select(torch.tensor(values), ranks)
+    assert found == [sorted(values)[rank] for rank in ranks]
 
 
 def test_empty_tensor(workspace, cut):

@@ -50,6 +50,7 @@ def mine(p, target):
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is gone after it."""
+    registry.load_all()  # or those that are loaded meanwhile would be forgotten
     monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
     monkeypatch.setattr(plugins, "_loaded", {})
     modules = set(sys.modules)

@@ -114,7 +114,7 @@ class _Search:
         if self.k == sample.count:
             self.done = True
         elif sample.gathering.stride == 1:
-            self._finish(_select(sample.gathering.members, [self.k - 1])[0])
+            self._finish(select(sample.gathering.members, [self.k - 1])[0])
         else:
             self._guess_from(sample.gathering.members, self.k, sample.count)
 
@@ -131,7 +131,7 @@ class _Search:
         elif rank > sieve.inside:
             self._search_all(Interval(self._guess.high + 1, self._certain.high))
         elif sieve.gathering.stride == 1:
-            composite = _select(sieve.gathering.members, [rank - 1])[0]
+            composite = select(sieve.gathering.members, [rank - 1])[0]
             self._finish(composite)
             return order.up_to(composite) if 0 < INFINITY - (composite >> 32) < INFINITY else None
         else:
@@ -153,7 +153,7 @@ class _Search:
         place = (rank - 0.5) / count * size
         margin = SPREAD * sqrt(place * (1.0 - place / size)) + 16.0
         first, last = int(place - margin), int(place + margin)
-        low, high = _select(members, [max(first, 0), min(last, size - 1)])
+        low, high = select(members, [max(first, 0), min(last, size - 1)])
         self._guess = Interval(
             min(low, ZERO - 1) if first > 0 else self._certain.low,
             min(high if last < size - 1 else self._certain.high, ZERO - 1),
@@ -171,7 +171,7 @@ class _Search:
             self.trim = Trim(float(np.int32(bits).view(np.float32)), composite & WORD, self.key)
 
 
-def _select(members: Tensor, ranks: list[int]) -> list[int]:
+def select(members: Tensor, ranks: list[int]) -> list[int]:
     """The members of the given ranks, counted from 0, in rising order. Reorders the members."""
     if members.device.type == "cpu":
         words, begin, found = members.numpy(), 0, []
