@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import Enum
+from math import prod
 
 
 class Dtype(Enum):
@@ -73,6 +74,23 @@ _TORCH_FLOATS = {
 }
 _FLOAT8 = {Dtype.F8_E4M3, Dtype.F8_E5M2}
 _BY_TORCH_NAME = {name: dtype for dtype, name in _TORCH_FLOATS.items()}
+
+
+class Shaped:
+    """What has a dtype and a shape has so many elements, and bytes when it is read or written as a whole."""
+
+    __slots__ = ()
+    dtype: Dtype
+    shape: tuple[int, ...]
+
+    @property
+    def n(self) -> int:
+        """Elements."""
+        return prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n * self.dtype.size
 
 
 def promote(dtypes: Iterable[Dtype]) -> Dtype:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mergecore.checkpoint.dtypes import Dtype, promote
+from mergecore.checkpoint.dtypes import Dtype, Shaped, promote
 from mergecore.checkpoint.inline_tensor import InlineTensor
 from mergecore.checkpoint.joined_tensors import JoinedTensors
 from mergecore.checkpoint.safetensors_file import TensorRef
@@ -101,7 +101,7 @@ class RowMap:
 
 
 @dataclass(frozen=True, slots=True)
-class GatheredRows:
+class GatheredRows(Shaped):
     """Where the rows of a matrix lie on disk. It is read like one that lies there as a whole."""
 
     parts: tuple[TensorRef, ...]
@@ -118,16 +118,6 @@ class GatheredRows:
         stored = promote(dtypes)
         dtype = next(iter(dtypes)) if exact else Dtype.F64 if stored is Dtype.F64 else Dtype.F32
         return cls(tuple(parts), rows, dtype, (rows.n, *parts[0].shape[1:]))
-
-    @property
-    def n(self) -> int:
-        """Elements."""
-        return prod(self.shape)
-
-    @property
-    def n_bytes(self) -> int:
-        """Of the rows as they are read."""
-        return self.n * self.dtype.size
 
     @property
     def columns(self) -> int:

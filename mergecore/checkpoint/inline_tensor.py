@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import prod
 
-from mergecore.checkpoint.dtypes import Dtype
+from mergecore.checkpoint.dtypes import Dtype, Shaped
 
 
 @dataclass(frozen=True, slots=True)
-class InlineTensor:
+class InlineTensor(Shaped):
     """A tensor whose values are carried along. Compared by what they are called, since they may not be known yet."""
 
     label: str
@@ -22,15 +22,6 @@ class InlineTensor:
     @classmethod
     def zeros(cls, dtype: Dtype, shape: tuple[int, ...]) -> InlineTensor:
         return cls("zeros", dtype, shape, bytes(prod(shape) * dtype.size))
-
-    @property
-    def n(self) -> int:
-        """Elements."""
-        return prod(self.shape)
-
-    @property
-    def n_bytes(self) -> int:
-        return self.n * self.dtype.size
 
     def read(self, start: int, into: memoryview) -> None:
         """Fill `into` with the elements from `start` on, which must be known."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeAlias
 
-from mergecore.checkpoint.dtypes import Dtype, promote
+from mergecore.checkpoint.dtypes import Dtype, Shaped, promote
 from mergecore.checkpoint.safetensors_file import TensorRef
 
 
 @dataclass(frozen=True, slots=True)
-class JoinedTensors:
+class JoinedTensors(Shaped):
     """Where the elements of a tensor lie on disk, part by part. It is read like one that lies there as a whole."""
 
     parts: tuple[TensorRef, ...]
@@ -29,16 +29,6 @@ class JoinedTensors:
         assert len({part.shape for part in parts}) == 1
         assert prod(shape) == len(parts) * parts[0].n
         return cls(tuple(parts), promote(part.dtype for part in parts), shape)
-
-    @property
-    def n(self) -> int:
-        """Elements."""
-        return prod(self.shape)
-
-    @property
-    def n_bytes(self) -> int:
-        """Of the elements as they are read."""
-        return self.n * self.dtype.size
 
     def runs(self, start: int, stop: int) -> Iterator[tuple[TensorRef, int, int]]:
         """The elements [start, stop): parts with the first of their elements and the one after the last."""

@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from mergecore.checkpoint.dtypes import Dtype
+from mergecore.checkpoint.dtypes import Dtype, Shaped
 from mergecore.errors import CheckpointError, Problem
 
 _LENGTH_BYTES = 8
@@ -36,7 +36,7 @@ _DTYPES = {dtype.value: dtype for dtype in Dtype}
 
 
 @dataclass(frozen=True, slots=True)
-class TensorRef:
+class TensorRef(Shaped):
     """Where a tensor lies on disk."""
 
     file: str
@@ -46,15 +46,6 @@ class TensorRef:
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None
     """In elements; None where the elements follow one another, the last axis fastest."""
-
-    @property
-    def n(self) -> int:
-        """Elements."""
-        return prod(self.shape)
-
-    @property
-    def n_bytes(self) -> int:
-        return self.n * self.dtype.size
 
     @property
     def parts(self) -> tuple[TensorRef, ...]:

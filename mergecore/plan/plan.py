@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergecore.checkpoint.dtypes import Dtype
+from mergecore.checkpoint.dtypes import Dtype, Shaped
 from mergecore.checkpoint.gathered_rows import GatheredRows, Stored
 from mergecore.checkpoint.inline_tensor import InlineTensor
 from mergecore.checkpoint.joined_tensors import JoinedTensors
@@ -49,7 +48,7 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
-class OutputTensor:
+class OutputTensor(Shaped):
     """One tensor to write: all that a worker needs, nothing it must look up."""
 
     name: str
@@ -76,19 +75,9 @@ class OutputTensor:
     """From the start of the shard's file."""
 
     @property
-    def n(self) -> int:
-        """Elements."""
-        return prod(self.shape)
-
-    @property
     def columns(self) -> int:
         """Elements of a row, which is a run along the last axis."""
         return self.shape[-1] if self.shape else 1
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes to write."""
-        return self.n * self.dtype.size
 
     @property
     def sources(self) -> tuple[Input, ...]:
