@@ -13,6 +13,7 @@ from mergecore.config.load import Source, load
 from mergecore.errors import ConfigError
 from mergecore.methods import plugins as plugin_files
 from mergecore.output.folder import check_folder
+from mergecore.plan.options import PlanOptions
 from mergecore.plan.plan import Plan
 from mergecore.planning import build_plan
 from mergecore.prediction.predict import Prediction, predict_or_none
@@ -71,11 +72,13 @@ def plan(
     loaded = load(config, strict=strict)
     return build_plan(
         loaded,
-        seed=seed,
-        shard_bytes=parse_size(shard_size, "shard_size"),
-        allow_crimes=allow_crimes,
-        tensors=tensors,
-        truncate_embeddings=truncate_embeddings,
+        PlanOptions(
+            seed=seed,
+            shard_bytes=parse_size(shard_size, "shard_size"),
+            allow_crimes=allow_crimes,
+            tensors=tensors,
+            truncate_embeddings=truncate_embeddings,
+        ),
         on_download=on_download,
     )
 
@@ -108,12 +111,14 @@ def plan_stages(
     return plan_all(
         config,
         Path(out),
+        PlanOptions(
+            seed=seed,
+            shard_bytes=parse_size(shard_size, "shard_size"),
+            allow_crimes=allow_crimes,
+            tensors=tensors,
+            truncate_embeddings=truncate_embeddings,
+        ),
         keep_stages=None if keep_stages is None else Path(keep_stages),
-        seed=seed,
-        shard_bytes=parse_size(shard_size, "shard_size"),
-        allow_crimes=allow_crimes,
-        tensors=tensors,
-        truncate_embeddings=truncate_embeddings,
         strict=strict,
         resume=resume,
         on_download=on_download,
@@ -203,7 +208,12 @@ def merge(
             allow_nonfinite=allow_nonfinite,
             copy_tokenizer=copy_tokenizer,
             write_card=write_card,
-            options={"shard_size": shard_size, "allow_crimes": allow_crimes, "tensors": tensors},
+            options={
+                "shard_size": shard_size,
+                "allow_crimes": allow_crimes,
+                "tensors": tensors,
+                "truncate_embeddings": truncate_embeddings,
+            },
             tell=Listeners(on_progress, on_resume, on_restart, on_left, on_prediction, on_gates),
         )
         reports = run.carry_out(stages)

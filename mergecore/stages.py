@@ -14,6 +14,7 @@ from mergecore.config.load import Source
 from mergecore.config.stages import Stage, load_stages
 from mergecore.output.folder import planned_model
 from mergecore.plan.build import draw_seed
+from mergecore.plan.options import PlanOptions
 from mergecore.plan.plan import Plan
 from mergecore.planning import build_plan
 from mergecore.stream.journal import read_history
@@ -36,13 +37,9 @@ class PlannedStage:
 def plan_all(
     config: Source,
     out: Path,
+    options: PlanOptions,
     *,
     keep_stages: Path | None,
-    seed: int | None,
-    shard_bytes: int,
-    allow_crimes: bool,
-    tensors: str,
-    truncate_embeddings: bool,
     strict: bool,
     resume: bool,
     on_download: OnDownload,
@@ -53,19 +50,15 @@ def plan_all(
     """
     stages = load_stages(config, strict=strict)
     folders = list(_folders(stages, out, keep_stages))
-    if seed is None and resume:
-        seed = _drawn_before(folders)
-    one_seed = draw_seed() if seed is None else seed
+    if options.seed is None:
+        drawn_before = _drawn_before(folders) if resume else None
+        options = replace(options, seed=draw_seed() if drawn_before is None else drawn_before)
     planned: dict[str | None, PlannedStage] = {}
     models: dict[str, Checkpoint] = {}
     for stage, folder in zip(stages, folders, strict=True):
         plan = build_plan(
             stage.config,
-            seed=one_seed,
-            shard_bytes=shard_bytes,
-            allow_crimes=allow_crimes,
-            tensors=tensors,
-            truncate_embeddings=truncate_embeddings,
+            options,
             stages=models,
             on_download=on_download,
         )

@@ -17,6 +17,7 @@ from mergecore.methods import plugins
 from mergecore.output.damage import find_damage
 from mergecore.output.manifest import MANIFEST, Manifest, read_manifest
 from mergecore.plan.gates import with_gates
+from mergecore.plan.options import PlanOptions
 from mergecore.plan.plan import OutputTensor, Plan
 from mergecore.plan.shards import assign_shards
 from mergecore.planning import build_plan
@@ -159,9 +160,12 @@ def _plan(manifest: Manifest) -> Plan:
         models[ModelReference.parse(model["name"]).path] = open_checkpoint(folder)
     return build_plan(
         load(manifest.content["config"][-1]),
-        seed=manifest.content["seed"],
-        allow_crimes=options["allow_crimes"],
-        tensors=options["tensors"],
+        PlanOptions(
+            seed=manifest.content["seed"],
+            allow_crimes=options["allow_crimes"],
+            tensors=options["tensors"],
+            truncate_embeddings=options.get("truncate_embeddings", False),
+        ),
         stages=models,
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -139,6 +140,15 @@ def test_progress_and_counts(out: Path) -> None:
     assert (found.files, found.tensors) == (6, len(manifest["tensors"]))
     assert totals == [found.n_bytes] == [sum(file.stat().st_size for file in out.glob("*.safetensors"))]
     assert sum(moved) == sum(tensor.nbytes for file in out.glob("*.safetensors") for tensor in load_file(file).values())
+
+
+def test_truncated_embeddings_are_merged_again_likewise(make_model, llama, tmp_path: Path) -> None:
+    longer = llama() | {name: torch.ones(53, 24) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    models = make_model("short"), make_model("long", longer, vocab_size=53)
+    merge(linear(*models), tmp_path / "out", workers=0, truncate_embeddings=True)
+    found = verify(tmp_path / "out", recompute=1.0, workers=0)
+    assert found.passed
+    assert found.recomputed
 
 
 PLUGIN = """

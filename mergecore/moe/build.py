@@ -23,6 +23,7 @@ from mergecore.moe.outputs import mixture_config
 from mergecore.moe.tensors import MixturePlanner
 from mergecore.plan.build import draw_seed, most_common_dtype, without_collector
 from mergecore.plan.models import open_models
+from mergecore.plan.options import PlanOptions
 from mergecore.plan.plan import Model, ModuleLayers, Plan
 from mergecore.plan.problems import first_problems
 from mergecore.plan.quantized import quantization_problems
@@ -35,14 +36,14 @@ _DTYPE_KEYS = ("dtype", "torch_dtype")
 @without_collector()
 def build_mixture(
     config: MixtureConfig,
+    options: PlanOptions,
     *,
-    seed: int | None,
-    shard_bytes: int,
     stages: Mapping[str, Checkpoint],
     on_download: OnDownload,
 ) -> Plan:
     """The plan of the mixture that `config` describes. For the arguments see `mergecore.plan.build.build`.
 
+    All but the experts is the base model's, so of the options only `seed` and `shard_bytes` have something to say.
     Raises MergeError with all problems there are.
     """
     opened = open_models(_referenced(config), config.folder, stages, on_download)
@@ -63,7 +64,7 @@ def build_mixture(
         shared_experts=len(config.shared_experts),
         experts_per_token=config.experts_per_token,
     )
-    placed, shards = assign_shards(unplaced, shard_bytes, written_stem(donor_config))
+    placed, shards = assign_shards(unplaced, options.shard_bytes, written_stem(donor_config))
     is_random = config.is_random or any(e.noise_scale for e in (*config.experts, *config.shared_experts))
     return Plan(
         config=config.resolved(),
@@ -84,7 +85,7 @@ def build_mixture(
         tensors=placed,
         shards=shards,
         surveyed=False,
-        seed=(draw_seed() if seed is None else seed) if is_random else None,
+        seed=(draw_seed() if options.seed is None else options.seed) if is_random else None,
         notes=(*map(str, config.warnings), *_notes(config, models[0])),
         name=config.name,
         gates=planner.gates(),

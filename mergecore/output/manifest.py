@@ -64,6 +64,8 @@ class _Options(BaseModel):
 class _MergeOptions(_Options):
     allow_crimes: bool
     tensors: str
+    truncate_embeddings: bool = False
+    """Left out by the first versions."""
 
 
 class _Content(BaseModel):

@@ -25,6 +25,7 @@ from mergecore.plan.embeddings import Embeddings, size_settings, vocabulary_size
 from mergecore.plan.experts import in_one_layout
 from mergecore.plan.layers import layers_of_output
 from mergecore.plan.models import NO_STAGES, open_models
+from mergecore.plan.options import PlanOptions
 from mergecore.plan.plan import Model, OutputTensor, Plan
 from mergecore.plan.problems import first_problems
 from mergecore.plan.quantized import quantization_problems
@@ -34,7 +35,7 @@ from mergecore.plan.slices import Stack, referenced, stack_problems, stacks_of
 from mergecore.plan.tensors import TensorPlanner
 from mergecore.tokenizer import vocabulary
 
-DEFAULT_SHARD_BYTES = 5_000_000_000
+DEFAULTS = PlanOptions()
 _SEED_BITS = 32
 
 
@@ -55,23 +56,15 @@ def without_collector() -> Iterator[None]:
 @without_collector()
 def build(
     config: Config,
+    options: PlanOptions = DEFAULTS,
     *,
-    seed: int | None = None,
-    shard_bytes: int = DEFAULT_SHARD_BYTES,
-    allow_crimes: bool = False,
-    tensors: str = ALL,
-    truncate_embeddings: bool = False,
     stages: Mapping[str, Checkpoint] = NO_STAGES,
     on_download: OnDownload = lambda download: None,
 ) -> Plan:
     """The plan of the merge that `config` describes.
 
-    `seed` is for the methods with random numbers; None draws one. `allow_crimes` lets models of different
-    architectures be merged, by the definition of the first. `tensors` (all, common, any) says which tensors are merged
-    of models that have no architecture. `truncate_embeddings` cuts vocabularies of different sizes to the rows that all
-    models have, if the config doesn't say how to merge them. `stages` are models that will have been written when this
-    merge begins, by the names that the config has for them. `on_download` is told of what planning itself downloads.
-    Raises MergeError with all problems there are.
+    `stages` are models that will have been written when this merge begins, by the names that the config has for them.
+    `on_download` is told of what planning itself downloads. Raises MergeError with all problems there are.
     """
     method = methods.get(config.merge_method, config.where("merge_method"))
     models = open_models(referenced(config), config.folder, stages, on_download)
@@ -79,7 +72,7 @@ def build(
     PlanError.raise_if_any(quantization_problems(zip(names, models.values(), strict=True)))
     donor = _donor(config, models)
     models, layout_notes = in_one_layout(models, donor)
-    architecture = _architecture(config, list(models.values()), names, donor, allow_crimes, tensors)
+    architecture = _architecture(config, list(models.values()), names, donor, options)
     if architecture.name != RAW:
         architecture = architecture.fitted(list(models.values()))
     stacks = stacks_of(config, architecture, models)
@@ -89,7 +82,7 @@ def build(
     if vocabulary.is_asked_for(config):
         sizes = vocabulary_sizes(architecture, models.values(), config.where("tokenizer"))
     made = vocabulary.make(config, models, sizes, donor, on_download)
-    embeddings = Embeddings(list(models.values()), names, config.where(), made.vocabulary, truncate_embeddings)
+    embeddings = Embeddings(list(models.values()), names, config.where(), made.vocabulary, options.truncate_embeddings)
     planner = TensorPlanner(
         method=method,
         architecture=architecture,
@@ -103,7 +96,7 @@ def build(
     unplaced = planner.tensors(stacks)
     PlanError.raise_if_any(first_problems(planner.problems))
     PlanError.raise_if_any(range_problems(config.where(), unplaced))
-    placed, shards = assign_shards(unplaced, shard_bytes, written_stem(donor_config))
+    placed, shards = assign_shards(unplaced, options.shard_bytes, written_stem(donor_config))
     layers, layer_notes = layers_of_output(stacks, list(models.values()), donor)
     return Plan(
         config=config.resolved(),
@@ -125,7 +118,7 @@ def build(
         tensors=placed,
         shards=shards,
         surveyed=_is_surveyed(method, placed),
-        seed=(draw_seed() if seed is None else seed) if method.random else None,
+        seed=(draw_seed() if options.seed is None else options.seed) if method.random else None,
         notes=(
             *map(str, config.warnings),
             *_notes(architecture, stacks),
@@ -156,10 +149,10 @@ def _architecture(
     models: Sequence[Checkpoint],
     names: Sequence[str],
     donor: int,
-    allow_crimes: bool,
-    tensors: str,
+    options: PlanOptions,
 ) -> Architecture:
     """The one that all models have; that of the donor if `allow_crimes`. Raises PlanError."""
+    tensors = options.tensors
     if tensors not in TENSORS:
         raise PlanError.at("tensors", f"should be one of {', '.join(TENSORS)}, found `{tensors}`")
     if all(map(is_raw, models)):
@@ -172,8 +165,8 @@ def _architecture(
         )
     found = [recognize(model) for model in models]
     if any(map(is_inferred, found)) and not any(map(is_raw, models)):
-        return infer([models[donor]] if allow_crimes else [*models[donor:], *models[:donor]])
-    if len(set(found)) > 1 and not allow_crimes:
+        return infer([models[donor]] if options.allow_crimes else [*models[donor:], *models[:donor]])
+    if len(set(found)) > 1 and not options.allow_crimes:
         each = ", ".join(f"{a.name} in {name}" for a, name in zip(found, names, strict=True))
         raise PlanError.at(
             config.where(),
