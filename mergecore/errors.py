@@ -94,3 +94,10 @@ def some_of(names: Iterable[str], most: int = 3) -> str:
     """`a, b, c, ...`: the first of many names, for a message."""
     shown = list(islice(names, most + 1))
     return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
+
+
+def size_text(n_bytes: float) -> str:
+    """`8.80 GB`; below a tenth of one `15.9 MB`, and below a tenth of that unit `2.6 KB`. GB is 10⁹ bytes."""
+    if n_bytes >= 1e8:
+        return f"{n_bytes / 1e9:.2f} GB"
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e5 else f"{n_bytes / 1e3:.1f} KB"

@@ -108,8 +108,10 @@ def problem(found: Problem) -> None:
 
 
 def gigabytes(n_bytes: float) -> str:
-    """`8.80 GB`, or `15.9 MB` below a tenth of one. GB is 10⁹ bytes."""
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
+    """`8.80 GB`, `15.9 MB` or `2.6 KB`, as in errors."""
+    from mergecore.errors import size_text
+
+    return size_text(n_bytes)
 
 
 def count(n: int, thing: str) -> str:

@@ -37,7 +37,7 @@ from mergecore.checkpoint.json_file import check_size, parse_json, read_json
 from mergecore.checkpoint.location import Download, HubModel, OnDownload
 from mergecore.checkpoint.safetensors_file import TensorRef, parse_header
 from mergecore.checkpoint.weight_files import BESIDE_WEIGHTS
-from mergecore.errors import CheckpointError
+from mergecore.errors import CheckpointError, size_text
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PLAIN = re.compile(r"(?!\.{0,2}\Z)[^/\\\x00-\x1f]+")
@@ -98,10 +98,9 @@ def download(missing: Download) -> None:
         cache.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(cache).free
         if free < missing.n_bytes:
-            needed, there = f"{missing.n_bytes / 1e9:.1f} GB", f"{free / 1e9:.1f} GB"
             raise CheckpointError.at(
                 model,
-                f"{needed} must be downloaded, but the disk of {cache} has {there} free",
+                f"{size_text(missing.n_bytes)} must be downloaded, but the disk of {cache} has {size_text(free)} free",
                 "free some space, or set HF_HOME to a folder on another disk",
             )
         for name in missing.files:  # one after another: threads could not be interrupted

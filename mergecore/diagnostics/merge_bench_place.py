@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mergecore.diagnostics.merge_bench_models import ModelSet, Progress, generate, is_generated
-from mergecore.errors import RunError
+from mergecore.errors import RunError, size_text
 from mergecore.output.folder import free_bytes
 
 
@@ -38,7 +38,7 @@ def generated_models(
     try:
         _check_room(place, 0 if is_there else wanted.n_bytes, outputs, wanted.model_bytes)
         if not is_there:
-            tell(f"Generating {1 + wanted.tunes} models, {wanted.n_bytes / 1e9:.1f} GB, in {place}")
+            tell(f"Generating {1 + wanted.tunes} models, {size_text(wanted.n_bytes)}, in {place}")
             generate(wanted, place, progress)
             stays = keep
         yield wanted.folders(place)
@@ -82,6 +82,6 @@ def _require_free(folder: Path, what: str, needed: int) -> None:
     if free < needed:
         raise RunError.at(
             folder,
-            f"the disk has {free / 1e9:.1f} GB free, but {what} {needed / 1e9:.1f} GB",
+            f"the disk has {size_text(free)} free, but {what} {size_text(needed)}",
             "take fewer --layers or --models, or other disks by --folder and --out",
         )

@@ -15,7 +15,7 @@ from mergecore.checkpoint.checkpoint import CONFIG_FILE, Checkpoint
 from mergecore.checkpoint.safetensors_file import TensorRef
 from mergecore.checkpoint.tokenizer_files import GENERATION, TOKENIZER_FILES, TokenizerFiles
 from mergecore.checkpoint.weight_files import INDEX_SUFFIX, written_stem
-from mergecore.errors import PlanError, RunError
+from mergecore.errors import PlanError, RunError, size_text
 from mergecore.output.config_json import config_json
 from mergecore.output.manifest import MANIFEST, manifest
 from mergecore.output.model_card import CARD, config_text, model_card
@@ -60,7 +60,7 @@ def check_folder(folder: Path, plan: Plan, *, overwrite: bool) -> None:
     if free < needed:
         raise PlanError.at(
             folder,
-            f"the disk has {free / 1e9:.1f} GB free, but the output takes {needed / 1e9:.1f} GB",
+            f"the disk has {size_text(free)} free, but the output takes {size_text(needed)}",
             "free some space, or write to another disk",
         )
 

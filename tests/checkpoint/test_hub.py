@@ -252,7 +252,7 @@ def test_a_disk_that_is_too_small(hub, make_model) -> None:
     missing = opened().download
     assert missing is not None
     with pytest.raises(
-        CheckpointError, match=r"org/model: 1000000.0 GB must be downloaded, but the disk of .* GB free"
+        CheckpointError, match=r"org/model: 1000000.00 GB must be downloaded, but the disk of .* GB free"
     ):
         download(replace(missing, n_bytes=10**15))
 

@@ -47,7 +47,7 @@ def test_extract_lora(pair: tuple[Path, Path], tmp_path: Path) -> None:
         r"Extracted 14 tensors by rank 4: relative error 0\.\d{4}, energy kept 0\.\d{4}, 2,816 parameters", said[0]
     )
     assert said[1] == "Held 7 other tensors as they are"
-    assert re.fullmatch(rf"Wrote {out} \(0\.0 MB\)", said[2])
+    assert re.fullmatch(rf"Wrote {out} \([0-9.]+ KB\)", said[2])
 
 
 def test_the_report_for_programs(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_base_on_the_hub(hub: HubServer, pair: tuple[Path, Path], tmp_path: Pa
     commit = hub.add("org/base", pair[1])
     out = tmp_path / "lora"
     _, said = run("extract-lora", pair[0], "--base", "org/base@main", out, "--rank", "2", "-i", "proj")
-    assert said[0] == f"Downloading org/base@main: 2 files, 0.0 MB, commit {commit[:10]} (to be compared)"
+    assert said[0] == f"Downloading org/base@main: 2 files, 47.8 KB, commit {commit[:10]} (to be compared)"
     config = json.loads((out / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/base", "main")
     card = (out / "README.md").read_text()

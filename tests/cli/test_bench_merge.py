@@ -53,7 +53,7 @@ def test_table(done: Result, folder: Path) -> None:
     assert ties.split()[:2] == ["ties", "3"]
     assert ties.endswith("x")
     generating, timing, took, *wrote = done.stderr.splitlines()
-    assert generating == f"Generating 3 models, 0.0 GB, in {folder / 'models'}"
+    assert generating == f"Generating 3 models, 1.0 MB, in {folder / 'models'}"
     assert timing == "Timing ties (1 of 1)"
     assert took.startswith("ties took ")
     assert wrote == [f"Wrote {folder / 'bench.json'}", f"Wrote {folder / 'bench.svg'}"]

@@ -42,7 +42,7 @@ def test_plan_tells_what_there_is_to_download(config: Path, tmp_path: Path) -> N
 def test_merge_tells_what_it_downloads(config: Path, tmp_path: Path, hub) -> None:
     commit = hub.repositories["org/model"].references["main"]
     said = run("merge", config, tmp_path / "out", "-j", "0").stderr
-    assert f"Downloading org/model: 2 files, 0.0 MB, commit {commit[:10]} (to be merged)\n" in said
+    assert f"Downloading org/model: 2 files, 47.8 KB, commit {commit[:10]} (to be merged)\n" in said
     assert "Downloading" not in run("merge", config, tmp_path / "again", "-j", "0").stderr
 
 

@@ -139,7 +139,7 @@ def test_models_that_are_there_are_used_again(tmp_path: Path) -> None:
                 assert [folder.name for folder in folders] == ["base", "tune1", "tune2"]
             assert len(told) == lines
             assert is_generated(SET, tmp_path / "models")
-    assert told == [f"Generating 3 models, 0.0 GB, in {tmp_path / 'models'}"]
+    assert told == [f"Generating 3 models, 0.7 MB, in {tmp_path / 'models'}"]
     assert not outputs.exists()
 
 
@@ -193,7 +193,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
 def test_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(merge_bench_place, "free_bytes", lambda folder: 5_000_000_000)
     large = replace(SET, shape=SHAPES["llama-1b"])
-    message = "the disk has 5.0 GB free, but the models and an output take 8.8 GB .hint: take fewer --layers"
+    message = "the disk has 5.00 GB free, but the models and an output take 8.8. GB .hint: take fewer --layers"
     with (
         output_folder(tmp_path) as outputs,
         pytest.raises(RunError, match=message),

@@ -40,6 +40,7 @@ def test_workers_change_no_bit(method: str, family, tmp_path: Path) -> None:
     here = merged(method, family, tmp_path / "here")
     assert same_bytes(here, merged(method, family, tmp_path / "one", workers=1))
     assert same_bytes(here, merged(method, family, tmp_path / "two", workers=2, memory="64MiB"))
+    assert same_bytes(here, merged(method, family, tmp_path / "three", workers=3, memory="1GiB", shard_size="100KB"))
 
 
 def test_seed_decides_what_is_dropped(family, tmp_path: Path) -> None:
